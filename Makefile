@@ -1,0 +1,38 @@
+# Every target does its own set-up; a second run starts at once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup run test check test-slow clean
+
+help:
+	@echo "make run        cluster the built-in digits; pictures in runs/deepcluster-digits/report"
+	@echo "make test       all tests but the slow ones"
+	@echo "make check      lint, types and the fast tests"
+	@echo "make test-slow  several seeds, whole pipelines"
+	@echo "make setup      only the environment, in .venv"
+
+setup: $(READY)
+
+$(READY): setup.py requirements.lock
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,test]'
+	@touch $@
+
+run: $(READY)
+	$(BIN)/python -m jaxclust.main --config=configs/deepcluster.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not medium"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info

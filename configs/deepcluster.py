@@ -1,0 +1,42 @@
+"""DeepCluster.
+
+python -m jaxclust.main --config=configs/deepcluster.py
+python -m jaxclust.main --config=configs/deepcluster.py:mnist --config.data.source=idx:FOLDER
+python -m jaxclust.main --config=configs/deepcluster.py:folder --config.data.source=folder:PHOTOS --config.cluster.k=20
+python -m jaxclust.main --config=configs/deepcluster.py:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from jaxclust import config as c
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The default clusters scikit-learn's 8 x 8 digits; variants are separated by commas."""
+    config = c.base()
+    view = config.views.train
+    view.rotate, view.scale, view.shear, view.translate = 12.0, 0.15, 8.0, 0.1
+    config.cluster.pca_dim = 32
+    config.cluster.runs = 3
+    return c.apply_variants(config, variant, {"mnist": mnist, "folder": folder, "smoke": smoke})
+
+
+def mnist(config: ConfigDict) -> None:
+    """The 60,000 training digits of MNIST; the 10,000 test digits are only predicted."""
+    config.data.source = "idx:data/mnist"
+
+
+def folder(config: ConfigDict) -> None:
+    """Photos of any size."""
+    config.data.source = "folder:photos"
+    config.data.image_size = 64
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+
+
+def smoke(config: ConfigDict) -> None:
+    """Two rounds of a tiny network."""
+    config.rounds = 2
+    config.model.width = 8
+    config.model.dim = 32
+    config.cluster.pca_dim = 16

@@ -1,0 +1,139 @@
+"""PCA-whitening of rows that need not fit in memory (DeepCluster, Caron et al. 2018, section 3)."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from scipy import linalg
+
+from jaxclust.cluster import require_finite, warn_once
+from jaxclust.errors import DataError
+from jaxclust.ops import distances
+
+_FLOOR = 1e-7  # smallest eigenvalue that is divided by, relative to the largest
+_ZERO = 1e-24  # squared norm below which a row counts as zero
+
+
+class Chunked(Protocol):
+    """A matrix in pieces: every call of `chunks` yields float32 [n_i, D] in the order of ids."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def chunks(self) -> Iterator[np.ndarray]: ...
+
+
+class Whitening(NamedTuple):
+    """Rows become (row - mean) @ projection; `mean` float32 [D], `projection` float32 [D, d]."""
+
+    mean: Any
+    projection: Any
+
+
+def reduced_dim(size: int, width: int, dim: int) -> int:
+    """Columns that `fit` keeps of [size, width] rows."""
+    return min(dim, width, size - 1) if dim else width
+
+
+def fit(rows: Chunked, dim: int, *, whiten: bool = True) -> tuple[Whitening, dict[str, Any]]:
+    """Fits the first min(dim, D, N - 1) principal components, scaled to unit variance if `whiten`.
+
+    `dim` 0 only subtracts the mean. The shapes depend on (N, D, dim) alone, never on the values.
+    `info`: `variance` (share kept), `dim`, `floored` (components whose variance was too small to
+    divide by). DataError for N < 2 and for rows that are not finite. Reads the rows once, in
+    float64, and holds min(N, D)^2 numbers besides.
+    """
+    size, width = rows.shape
+    if size < 2:
+        raise DataError(f"{size} rows are too few to whiten: at least 2 images are needed.")
+    if dim == 0:
+        mean, _ = _moments(rows, scatter=False)
+        projection = np.eye(width, dtype=np.float32)
+        return Whitening(mean.astype(np.float32), projection), _info(1.0, width, 0)
+    kept = reduced_dim(size, width, dim)
+    if kept < dim:
+        warn_once(
+            f"cluster.pca_dim={dim} is reduced to {kept}: {size} rows of {width} features have no more components."
+        )
+    mean, values, vectors, total = _principal(rows, kept)
+    floor = _FLOOR * values[0]
+    scale = 1 / np.sqrt(np.maximum(values, floor)) if whiten else np.ones(kept)
+    vectors *= np.where(np.take_along_axis(vectors, _peaks(vectors), axis=0) < 0, -scale, scale)
+    floored = int(np.count_nonzero(values < floor))
+    share = float(values.sum() / total)
+    whitening = Whitening(mean.astype(np.float32), vectors.astype(np.float32))
+    return whitening, _info(share, kept, floored)
+
+
+def transform(rows: Chunked, whitening: Whitening, *, l2: bool) -> tuple[np.ndarray, int]:
+    """Whitens by chunks, with unit rows if `l2`; returns float32 [N, d] and how many rows are zero.
+
+    DataError for rows that are not finite.
+    """
+    out = np.empty((rows.shape[0], whitening.projection.shape[1]), np.float32)
+    mean, projection = jax.device_put(tuple(whitening))
+    for start, chunk in _finite_chunks(rows):
+        out[start : start + len(chunk)] = _whiten(chunk, mean, projection, l2)
+    return out, int(np.count_nonzero(np.einsum("nd,nd->n", out, out) < _ZERO))
+
+
+_whiten = jax.jit(distances.whiten, static_argnames="l2")
+
+
+def _info(variance: float, dim: int, floored: int) -> dict[str, Any]:
+    return {"variance": variance, "dim": dim, "floored": floored}
+
+
+def _finite_chunks(rows: Chunked) -> Iterator[tuple[int, np.ndarray]]:
+    start = 0
+    for chunk in rows.chunks():
+        require_finite(chunk, start)
+        yield start, chunk
+        start += len(chunk)
+
+
+def _moments(rows: Chunked, *, scatter: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and scatter [D, D] (0 unless asked for), merged over chunks (Chan et al. 1979)."""
+    width = rows.shape[1]
+    count, mean, total = 0, np.zeros(width), np.zeros((width, width) if scatter else ())
+    for _, chunk in _finite_chunks(rows):
+        x = chunk.astype(np.float64)
+        n, shift = len(x), x.mean(axis=0) - mean
+        if scatter:
+            x -= mean + shift
+            total += x.T @ x
+            total += np.outer(shift, shift * (count * n / (count + n)))
+        count += n
+        mean += shift * (n / count)
+    return mean, total
+
+
+def _principal(rows: Chunked, kept: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Mean [D], largest variances [kept], their directions [D, kept], total variance."""
+    size, width = rows.shape
+    if size < width:  # the rows, in float64, are smaller than their D x D scatter
+        centred = np.concatenate([chunk for _, chunk in _finite_chunks(rows)]).astype(np.float64)
+        mean = centred.mean(axis=0)
+        centred -= mean
+        square = centred @ centred.T / size
+    else:
+        mean, scatter = _moments(rows, scatter=True)
+        square = scatter / size
+    total = float(np.trace(square))
+    # Differences that are mere float32 rounding of the mean are no variance: constant features
+    # then map to zero instead of to amplified noise.
+    if total <= np.finfo(np.float32).eps ** 2 * float(mean @ mean):
+        return mean, np.ones(kept), np.zeros((width, kept)), 1.0
+    top = [len(square) - kept, len(square) - 1]
+    values, vectors = linalg.eigh(square, subset_by_index=top)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    if size < width:
+        lengths = np.sqrt(size * np.maximum(values, _FLOOR * values[0]))
+        vectors = centred.T @ vectors / lengths
+    return mean, values, np.ascontiguousarray(vectors), total
+
+
+def _peaks(vectors: np.ndarray) -> np.ndarray:
+    """Row of each column's largest absolute entry, [1, d]: made positive, it fixes the sign."""
+    return np.argmax(np.abs(vectors), axis=0)[None]

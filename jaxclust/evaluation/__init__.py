@@ -1,0 +1,1 @@
+"""Judges predictions: arrays in, numbers out; sees no model and no file."""

@@ -1,0 +1,227 @@
+"""Agreement of clusters with labels, health of a clustering without them.
+
+Clusters and labels are integer vectors indexed by image id. A negative entry means unknown; the
+images it belongs to are left out of every comparison.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics as sklearn_metrics
+
+from jaxclust.errors import DataError
+
+Ids = NDArray[np.int64]
+Average = Literal["arithmetic", "geometric"]
+
+POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns; so do we
+
+
+class Contingency(NamedTuple):
+    """Counts of images by cluster (rows) and class (columns), for the ids that occur."""
+
+    table: Ids  # [clusters, classes]
+    clusters: Ids
+    classes: Ids
+
+
+def contingency(clusters: ArrayLike, labels: ArrayLike) -> Contingency:
+    """Counts how many images of each class are in each cluster.
+
+    Args:
+      clusters: int [N], negative where unknown.
+      labels: int [N], negative where unknown.
+
+    Raises:
+      DataError: the lengths differ, or no image has both a cluster and a label.
+    """
+    clusters, labels = _known(clusters, labels)
+    rows, row = np.unique(clusters, return_inverse=True)
+    columns, column = np.unique(labels, return_inverse=True)
+    cells = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
+    return Contingency(cells.reshape(len(rows), len(columns)), rows, columns)
+
+
+def pair(table: ArrayLike) -> tuple[Ids, Ids]:
+    """One-to-one pairs (rows, columns) of largest total count, by the Hungarian method.
+
+    The table need not be square: it counts as padded with zeros. Pairs that share no image are
+    left out, since nothing speaks for them.
+    """
+    counts = np.asarray(table)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    shared = counts[rows, columns] > 0
+    return rows[shared], columns[shared]
+
+
+def match(clusters: ArrayLike, labels: ArrayLike) -> dict[int, int]:
+    """The class that stands for each cluster, one to one; clusters left over are absent."""
+    table, cluster_ids, class_ids = contingency(clusters, labels)
+    rows, columns = pair(table)
+    pairs = zip(cluster_ids[rows], class_ids[columns], strict=True)
+    return {int(cluster): int(label) for cluster, label in pairs}
+
+
+def accuracy(clusters: ArrayLike, labels: ArrayLike) -> float:
+    """Share of images whose cluster stands for their class under the best one-to-one matching.
+
+    Any number of clusters is allowed; images in clusters without a class, and of classes without
+    a cluster, count as errors (Yang et al., CVPR 2010, "ACC").
+    """
+    table = contingency(clusters, labels).table
+    return float(table[pair(table)].sum() / table.sum())
+
+
+def purity(clusters: ArrayLike, labels: ArrayLike) -> float:
+    """Share of images that belong to the commonest class of their cluster."""
+    table = contingency(clusters, labels).table
+    return float(table.max(axis=1).sum() / table.sum())
+
+
+def nmi(a: ArrayLike, b: ArrayLike, average: Average = "arithmetic") -> float:
+    """Mutual information over the mean of both entropies: 1 if both are 0, 0 if only one is.
+
+    Papers before about 2019 report the geometric mean, later ones mostly the arithmetic mean.
+    """
+    a, b = _known(a, b)
+    score = sklearn_metrics.normalized_mutual_info_score(a, b, average_method=average)
+    return float(np.clip(score, 0.0, 1.0))
+
+
+def ami(a: ArrayLike, b: ArrayLike, average: Average = "arithmetic") -> float:
+    """Mutual information adjusted for chance (Vinh, Epps and Bailey, JMLR 2010)."""
+    a, b = _known(a, b)
+    return float(sklearn_metrics.adjusted_mutual_info_score(a, b, average_method=average))
+
+
+def ari(a: ArrayLike, b: ArrayLike) -> float:
+    """Rand index adjusted for chance (Hubert and Arabie, 1985)."""
+    return float(sklearn_metrics.adjusted_rand_score(*_known(a, b)))
+
+
+def confusion(clusters: ArrayLike, labels: ArrayLike, k: int, num_classes: int) -> Ids:
+    """Counts int64 [k, num_classes] of images by cluster and class, empty ones included.
+
+    Raises:
+      DataError: a cluster is not below k or a label is not below num_classes.
+    """
+    table, cluster_ids, class_ids = contingency(clusters, labels)
+    if cluster_ids[-1] >= k or class_ids[-1] >= num_classes:
+        raise DataError(
+            f"cluster {cluster_ids[-1]} of {k} and class {class_ids[-1]} of {num_classes}: "
+            "ids must lie below their number; are predictions and labels of the same run?"
+        )
+    full = np.zeros((k, num_classes), np.int64)
+    full[np.ix_(cluster_ids, class_ids)] = table
+    return full
+
+
+def scores(clusters: ArrayLike, labels: ArrayLike, nmi_average: Average = "arithmetic") -> dict[str, float]:
+    """All measures of agreement with the labels, each at most 1."""
+    return {
+        "acc": accuracy(clusters, labels),
+        "nmi": nmi(clusters, labels, nmi_average),
+        "ari": ari(clusters, labels),
+        "ami": ami(clusters, labels),
+        "purity": purity(clusters, labels),
+    }
+
+
+def changed(previous: ArrayLike, current: ArrayLike) -> float:
+    """Share of images that left their cluster, after the best matching of the two numberings."""
+    return 1.0 - accuracy(current, previous)
+
+
+def sizes(clusters: ArrayLike, k: int) -> dict[str, float]:
+    """How evenly the images spread over k clusters; entropy in nats, sizes of non-empty ones.
+
+    Raises:
+      DataError: no image has a cluster.
+    """
+    ids = np.asarray(clusters)
+    counts = np.unique(ids[ids >= 0], return_counts=True)[1]
+    if not len(counts):
+        raise DataError("no image has a cluster: there is nothing to evaluate")
+    share = counts / counts.sum()
+    return {
+        "clusters/found": float(len(counts)),
+        "clusters/empty": float(max(k - len(counts), 0)),
+        "clusters/largest_share": float(share.max()),
+        "clusters/entropy": max(0.0, float(-(share * np.log(share)).sum())),
+        "clusters/size_min": float(counts.min()),
+        "clusters/size_median": float(np.median(counts)),
+        "clusters/size_max": float(counts.max()),
+    }
+
+
+def warnings(
+    metrics: Mapping[str, float],
+    n: int,
+    k: int,
+    loss: float | None = None,
+    num_outputs: int | None = None,
+) -> list[str]:
+    """Says in words what is suspicious about a clustering of n images into k clusters.
+
+    Args:
+      metrics: as from `sizes`; what is absent is not judged.
+      loss: mean cross-entropy of the round in nats.
+      num_outputs: number of clusters the head tells apart.
+    """
+    found = metrics.get("clusters/found")
+    share = metrics.get("clusters/largest_share", 0.0)
+    words = []
+    if found is not None and found < 2:
+        words.append(
+            "The clustering has collapsed: all images are in one cluster, so the network has "
+            "nothing left to learn. Try a lower optimizer.body.lr, cluster.whiten=True, "
+            "or check that the images differ."
+        )
+    elif share > 0.5:
+        words.append(
+            f"One cluster holds {share:.0%} of the images: the features are collapsing towards a "
+            "single answer. Try sampler=uniform_cluster, a larger cluster.k, "
+            "or a lower optimizer.body.lr."
+        )
+    if loss is not None and num_outputs is not None and num_outputs > 1:
+        guessing = math.log(num_outputs)
+        if abs(loss - guessing) <= 0.01 * guessing:
+            words.append(
+                f"The loss stays at {loss:.3f}, which is ln {num_outputs}: the network only "
+                "guesses its clusters. Try another optimizer.body.lr, weaker augmentation "
+                "under views, or more steps between two clusterings."
+            )
+    if n < POINTS_PER_CLUSTER * k:
+        words.append(
+            f"{n:,} images for {k:,} clusters are fewer than {POINTS_PER_CLUSTER} per cluster: "
+            "centres rest on few images and change from seed to seed. "
+            f"Try cluster.k={max(2, n // POINTS_PER_CLUSTER)} or more images."
+        )
+    return words
+
+
+def measure(predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, config: Any) -> dict[str, float]:
+    """Cluster sizes, and with labels the scores: the evaluation that `suite` runs."""
+    clusters = predictions["cluster"]
+    found = sizes(clusters, config.cluster.k)
+    if labels is None:
+        return found
+    return scores(clusters, labels, config.evaluate.nmi_average) | found
+
+
+def _known(a: ArrayLike, b: ArrayLike) -> tuple[Ids, Ids]:
+    """Both vectors without the images that are unknown in either."""
+    left, right = np.asarray(a), np.asarray(b)
+    if left.shape != right.shape or left.ndim != 1:
+        raise DataError(
+            f"clusters and labels have shapes {left.shape} and {right.shape}: "
+            "both must be vectors with one entry per image"
+        )
+    known = (left >= 0) & (right >= 0)
+    if not known.any():
+        raise DataError("no image has both a cluster and a known label: nothing to compare")
+    return left[known], right[known]

@@ -1,0 +1,1 @@
+"""Jobs, one file each with `run(config, workdir, options)`, found by its name."""

@@ -1,0 +1,10 @@
+"""What the command line says beside the config."""
+
+from typing import NamedTuple
+
+
+class Options(NamedTuple):
+    """Flags of single jobs; empty where not given."""
+
+    images: str = ""  # predict: folder of images
+    out: str = ""  # predict: .csv or .parquet file

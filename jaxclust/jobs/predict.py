@@ -1,0 +1,65 @@
+"""--job=predict: the cluster of every image in a folder, from a trained workdir."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclust.data.source import open_source
+from jaxclust.errors import ConfigError
+from jaxclust.evaluation import suite
+from jaxclust.files import replacing
+from jaxclust.jobs import evaluate
+from jaxclust.jobs.options import Options
+
+Table = dict[str, list]
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Writes path, cluster and score (0: a tie of two clusters, 1: sure) of each image under --images to --out.
+
+    Class folders, where there are any, are compared with the clusters.
+    """
+    out = Path(options.out)
+    if not options.images:
+        raise ConfigError("--job=predict needs --images=FOLDER")
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out={options.out!r} must name a .csv or .parquet file")
+    config.data.source = f"folder:{options.images}"
+    source = open_source(config)
+    stage, state = evaluate.restore(config, workdir, source.splits["train"])
+    table: Table = {"path": [], "cluster": [], "score": []}
+    for name, split in source.splits.items():
+        predictions = evaluate.predict(stage, state, split, name)
+        table["path"] += [split.path(i) for i in range(split.size)]
+        table["cluster"] += predictions["cluster"].tolist()
+        table["score"] += predictions["score"].astype(np.float32).tolist()
+        if split.labels is not None:
+            scores = suite.evaluate(predictions, split.labels, stage.config)
+            words = (f"{key.upper()} {value:.3f}" for key, value in scores.items() if "/" not in key)
+            print(f"{name}, against the class folders: {', '.join(words)}", flush=True)
+    for skipped in source.skipped:
+        print(f"skipped {skipped.path}: {skipped.reason}", flush=True)
+    with replacing(out) as temporary:
+        (_write_csv if out.suffix == ".csv" else _write_parquet)(temporary, table)
+    print(f"{len(table['path']):,} images in {len(set(table['cluster']))} clusters\nresults: {out}", flush=True)
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows((path, cluster, f"{score:.6g}") for path, cluster, score in zip(*table.values(), strict=True))
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigError("--out=….parquet needs pyarrow: pip install 'jaxclust[parquet]', or name a .csv") from None
+    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in table["path"]]
+    clusters, scores = np.asarray(table["cluster"], np.int32), np.asarray(table["score"], np.float32)
+    columns = {"path": names, "cluster": clusters, "score": scores}
+    parquet.write_table(pyarrow.table(columns), path)

@@ -1,0 +1,48 @@
+"""--job=train: from images to clusters, features' checkpoint, results and report in one command."""
+
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxclust.config import stage_names
+from jaxclust.data.source import Source, open_source
+from jaxclust.jobs import evaluate, report
+from jaxclust.jobs.options import Options
+from jaxclust.runtime import stop_signal
+from jaxclust.train import workdir as workdir_lib
+from jaxclust.train.loop import run_stage
+from jaxclust.train.stage import prepare
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Runs every stage that is not done, then evaluates and reports.
+
+    Everything a user can have got wrong is found before the workdir is touched.
+    """
+    started = time.monotonic()
+    source = open_source(config)
+    config = workdir_lib.resolved(config, source)
+    print(describe(source), flush=True)
+    stages = [prepare(config, name, i, source.splits["train"], workdir) for i, name in enumerate(stage_names(config))]
+    workdir_lib.check(config, workdir, source)
+    workdir_lib.write(config, workdir, source)
+    with stop_signal() as stop:
+        for stage in stages:
+            snapshot = run_stage(stage, stop)
+        if stop.received:
+            raise stop.error()
+        seconds = time.monotonic() - started
+        results = evaluate.write_results(stages[-1], snapshot.state, source, seconds)
+    report.run(config, workdir, options)
+    print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
+
+
+def describe(source: Source) -> str:
+    """One line on what will be clustered."""
+    splits = ", ".join(f"{split.size:,} {name}" for name, split in source.splits.items())
+    shape = source.splits["train"].image_shape
+    kind = f"vectors of {shape[0]}" if len(shape) == 1 else f"{shape[1]} x {shape[0]}, {shape[2]} channels"
+    known = f"{source.num_classes} classes known, for evaluation only" if source.num_classes else "no labels"
+    skipped = f"; {len(source.skipped)} unreadable files skipped" if source.skipped else ""
+    return f"{source.name}: {splits} images, {kind}; {known}{skipped}"

@@ -1,0 +1,102 @@
+"""What a method is: a tuple of pure functions, made by `make(config, info)` in a file of its own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxclust.cluster.reduce import Chunked
+
+Tree = Any  # a pytree of arrays
+Batch = dict[str, Any]
+"""What `loss` and `update` get, B rows on each device.
+
+views: {name: uint8 [B, H, W, C] or float32 [B, D]}; id, position, target: int32 [B]; weight: float32 [B];
+step: int32 scalar. `position` counts images over the whole stage and host, so randomness drawn from it
+does not depend on the number of devices.
+"""
+
+
+class DataInfo(NamedTuple):
+    """What a method may know of the data before it starts; never a label."""
+
+    size: int
+    image_shape: tuple[int, ...]  # [H, W, C], or [D] for vectors
+    num_classes: int | None = None  # only for methods with labels="class" or "group"
+    files: Mapping[str, str] = {}  # what earlier stages left, by name
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its scalar."""
+
+    extra: Tree  # the next `extra`, identical on all devices
+    metrics: dict[str, jax.Array] = {}  # scalars, averaged over devices and over the steps between two logs
+    rows: dict[str, jax.Array] = {}  # [B, ...] per image, written by position to rows/<stage>/
+
+
+class TrainState(NamedTuple):
+    """All that is on the devices; replicated."""
+
+    step: jax.Array  # int32: updates done
+    params: Tree
+    extra: Tree
+    opt_state: Tree
+    sums: dict[str, jax.Array]  # metrics added up since the last log (see train/step.py)
+
+
+class Targets(NamedTuple):
+    """What the last refresh decided, by id, on the host."""
+
+    target: np.ndarray  # int32 [N]
+    weight: np.ndarray  # float32 [N]
+    ids: np.ndarray  # int32 [M]: the ids to train on
+    refreshed_at: np.ndarray  # int32 scalar: step of that refresh; -1: none yet
+
+
+class Refreshed(NamedTuple):
+    """What a refresh returns."""
+
+    params: Tree
+    extra: Tree
+    target: np.ndarray  # int32 [N]
+    weight: np.ndarray  # float32 [N]
+    ids: np.ndarray  # int32 [M]
+    cluster: np.ndarray | None = None  # int32 [N]: the assignment, for the cluster log
+    distance: np.ndarray | None = None  # float32 [N]
+    metrics: Mapping[str, float] = {}
+
+
+class Method(NamedTuple):
+    """A method; the optional functions are None where it has no use for them.
+
+    Parameters are a dict whose top-level keys name the optimiser groups (`config.optimizer.<key>`).
+    """
+
+    init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]  # (rng, batch) -> params, extra
+    loss: Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, Aux]]
+    """(params, extra, batch, rng) -> mean over the device's rows, Aux."""
+    embed: Callable[..., Any]
+    """(params, extra, images, layers=()) -> features [B, D], or {layer: map}; evaluation mode."""
+    predict: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
+    """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode."""
+    refresh: Callable[[TrainState, Targets, Chunked, jax.Array], Refreshed] | None = None
+    """(state, targets, rows, rng) -> Refreshed; on the host, between rounds."""
+    update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Aux]] | None = None
+    """(state, batch, rng) -> state, Aux; replaces the gradient step. `aux.extra` is not used."""
+    optimizer: Callable[[], optax.GradientTransformation] | None = None  # replaces `config.optimizer`
+    views: tuple[str, ...] = ("train",)  # named augmentations (`config.views.<name>`)
+    fresh: tuple[str, ...] = ()  # top-level keys of params that refresh renews, with their optimiser state
+    labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
+
+
+def contiguous(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels int [N] renumbered 0, 1, ... in increasing order without gaps (int32), and how many there are."""
+    found, renumbered = np.unique(labels, return_inverse=True)
+    return renumbered.astype(np.int32), len(found)
+
+
+def merge(tree: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy of a dict with some values replaced."""
+    return {**tree, **changes}

@@ -1,0 +1,26 @@
+"""A plug-in is a module; it is found by its name, and a missing one lists what there is."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from jaxclust.errors import ConfigError
+
+
+def names(package: str) -> list[str]:
+    """Names of the public modules in `package` (dotted), sorted."""
+    path = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+
+
+def load(package: str, name: str, field: str, provides: str) -> ModuleType:
+    """The module `name` of `package`; ConfigError unless it exists and has an attribute `provides`."""
+    if name.isidentifier() and name in names(package):
+        module = importlib.import_module(f"{package}.{name}")
+        if hasattr(module, provides):
+            return module
+    choices = [n for n in names(package) if hasattr(importlib.import_module(f"{package}.{n}"), provides)]
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{field}={name!r} is unknown{hint} There is: {', '.join(choices)}.")

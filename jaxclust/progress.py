@@ -1,0 +1,30 @@
+"""Progress on anything longer than a few seconds: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> Iterator[T]:
+    """Yields `items` and shows how many of `total` are done; a short job shows nothing.
+
+    The bar goes away when it is full, since a line of results follows it.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=title, unit=unit, leave=False, delay=1.0, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - start) / done * (total - done) if done else float("nan")
+            print(f"{title}: {done:,} of {total:,} {unit}, {left:,.0f} s left", file=sys.stderr, flush=True)
+        yield item

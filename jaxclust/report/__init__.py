@@ -1,0 +1,1 @@
+"""Pages and pictures made from workdirs; imports neither jax nor tensorflow, so it starts fast."""

@@ -1,0 +1,144 @@
+"""Devices, hosts, seeds and signals: everything that depends on where the program runs."""
+
+import functools
+import logging
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from jaxclust.errors import ConfigError, Stopped
+
+AXIS = "data"  # the one axis of the one mesh
+
+
+def start(config: ConfigDict) -> None:
+    """Sets JAX up for `config.runtime`; to be called before anything runs on a device."""
+    jax.config.update("jax_enable_x64", config.runtime.dtype == "float64")
+    if config.runtime.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jaxclust" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@functools.cache
+def tensorflow() -> ModuleType:
+    """TensorFlow, for tf.data and file formats only: it never sees an accelerator."""
+    with _silent_stderr():  # its start-up lines about missing GPUs obey no log level
+        import tensorflow as tf
+
+        for kind in ("GPU", "TPU"):
+            tf.config.set_visible_devices([], kind)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return tf
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def mesh(config: ConfigDict) -> Mesh:
+    """The mesh of `config.runtime.devices` devices (0: all), with batch sizes checked against it."""
+    devices = jax.devices()
+    count = config.runtime.devices or len(devices)
+    if count > len(devices):
+        raise ConfigError(
+            f"config.runtime.devices={count}, but there are {len(devices)} {devices[0].platform} devices; "
+            "a CPU can be split with config.runtime.cpu_devices"
+        )
+    for field in ("batch_size", "eval_batch_size"):
+        size = config[field]
+        if size % count:
+            low = size // count * count
+            nearest = ", ".join(str(n) for n in (low, low + count) if n)
+            raise ConfigError(f"config.{field}={size} must divide by {count} devices; nearest: {nearest}")
+    return Mesh(np.array(devices[:count]), (AXIS,))
+
+
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays onto the devices, split over them along their first axis; scalars whole."""
+    split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
+    return jax.device_put(tree, jax.tree.map(lambda x: split if np.ndim(x) else whole, tree))
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Arrays onto every device, whole."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype that networks compute in."""
+    return jnp.dtype(config.runtime.dtype)
+
+
+def param_dtype(config: ConfigDict) -> Any:
+    """The dtype of parameters and statistics: float64 where asked for, else float32."""
+    return jnp.dtype("float64" if config.runtime.dtype == "float64" else "float32")
+
+
+def key(seed: int, *names: str | int) -> jax.Array:
+    """A PRNG key from the seed and a path of names, the same on every host."""
+    made = jax.random.key(seed)
+    for name in names:
+        made = jax.random.fold_in(made, zlib.crc32(name.encode()) if isinstance(name, str) else name)
+    return made
+
+
+def host() -> int:
+    """Index of this host; host 0 decides and writes."""
+    return jax.process_index()
+
+
+def hosts() -> int:
+    """Number of hosts."""
+    return jax.process_count()
+
+
+class StopSignal:
+    """Remembers that SIGTERM or SIGINT came; the loop asks, saves and stops."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        print(f"{self.received.name} received: saving, then stopping (once more ends at once)", flush=True)
+
+    def error(self) -> Stopped:
+        """What to raise once the state is saved."""
+        name = self.received.name if self.received else "nobody"
+        return Stopped(f"stopped by {name} with everything saved; the same command goes on from here")
+
+
+@contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Catches SIGTERM and SIGINT within the block."""
+    stop = StopSignal()
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Training: state, optimiser, step, checkpoint, metrics and the one loop."""

@@ -1,0 +1,110 @@
+"""Checkpoints: everything that moves, in one Orbax step folder, written whole or not at all."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxclust.errors import ConfigError
+from jaxclust.methods.base import Targets, TrainState
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds: device arrays and host arrays."""
+
+    state: TrainState
+    targets: Targets
+
+
+class Checkpoints:
+    """The checkpoints of one stage, `folder`/<step>/, each a flat dict of named arrays."""
+
+    def __init__(self, folder: Path, keep: int | None = None):
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
+
+    def save(self, step: int, snapshot: Snapshot) -> None:
+        """Saves what is reached after `step` updates; a step that is there already would only be the same."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(_arrays(snapshot)), force=True)
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def restore(self, like: Snapshot, fresh: tuple[str, ...] = ()) -> Snapshot:
+        """The newest snapshot, in the structure and on the devices of `like`.
+
+        Arrays under a name in `fresh` and the targets take their saved shape, since a head and a list of ids may
+        have changed their length. ConfigError names the first array that differs otherwise.
+        """
+        step = self._manager.latest_step()
+        saved = self._manager.item_metadata(step).tree
+        wanted = {}
+        for name, leaf in _arrays(like).items():
+            if name not in saved:
+                raise ConfigError(f"{self._folder}/{step} has no array {name}: it was made by another model or method")
+            shape = tuple(saved[name].shape)
+            free = name.startswith("targets.") or set(fresh) & set(name.split("."))
+            if shape != leaf.shape and not free:
+                raise ConfigError(
+                    f"{self._folder}/{step}: {name} has shape {shape}, this config makes {leaf.shape}; "
+                    "it was made by another model or method"
+                )
+            wanted[name] = _target(leaf, shape)
+        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        restored: Snapshot = jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(_name(path), leaf), like)
+        return restored
+
+
+    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
+        """`like` with the parameters of the newest snapshot, but for those under a name in `fresh`.
+
+        Arrays of `extra`, such as batch statistics, come along where name and shape agree. ConfigError if a
+        parameter is missing or has another shape.
+        """
+        step = self._manager.latest_step()
+        saved = self._manager.item_metadata(step).tree
+        wanted = {}
+        for name, leaf in _arrays(like).items():
+            fits = name in saved and tuple(saved[name].shape) == leaf.shape
+            renewed = bool(set(fresh) & set(name.split(".")))
+            if name.startswith("state.params.") and not renewed and not fits:
+                there = tuple(saved[name].shape) if name in saved else "missing"
+                raise ConfigError(
+                    f"config.init_from: {name} is {there} in {self._folder}/{step}, this config makes {leaf.shape}; "
+                    "it was made by another model"
+                )
+            if fits and not renewed and name.startswith(("state.params.", "state.extra.")):
+                wanted[name] = _target(leaf, leaf.shape)
+        unwanted = {name: ocp.PLACEHOLDER for name in saved if name not in wanted}
+        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted | unwanted))
+        restored: Snapshot = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: arrays[_name(path)] if _name(path) in wanted else leaf, like
+        )
+        return restored
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _arrays(snapshot: Snapshot) -> dict[str, Any]:
+    """Every array by its name; host scalars as arrays, arrays without elements left out (Orbax takes neither)."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot)}
+    arrays = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in leaves.items()}
+    return {name: array for name, array in arrays.items() if array.size}
+
+
+def _target(leaf: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+    return np.empty(shape, leaf.dtype)

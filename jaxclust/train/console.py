@@ -1,0 +1,38 @@
+"""What a person sees of a training: one line for each round, and warnings in words."""
+
+from collections.abc import Mapping
+
+from jaxclust.evaluation import clustering
+from jaxclust.train.stage import Stage
+
+ROUNDS_TO_LEARN = 3  # a new head starts at ln k, so the loss is judged only after a few rounds
+
+
+def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
+    """Prints the line of a record, and what is suspicious about it."""
+    print(line(stage, step, values), flush=True)
+    round_ = step // stage.lengths.round
+    loss = values.get("train/loss") if round_ >= ROUNDS_TO_LEARN else None
+    found = values.get("clusters/found")
+    outputs = int(found) if found is not None else None
+    size = stage.split.size if step == 0 else 10**12  # too few images is said once
+    for words in clustering.warnings(values, size, stage.config.cluster.k, loss, outputs):
+        print(f"  warning: {words}", flush=True)
+
+
+def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
+    """One line such as "deepcluster 3/40 · loss 1.92 · clusters 10/10 · largest 14 % · ..."."""
+    length = stage.lengths
+    total = -(-length.stage // length.round) if length.round else 0
+    parts = [f"{stage.name} {step / length.round:g}/{total}" if length.stage else stage.name]
+    known = {
+        "train/loss": lambda v: f"loss {v:.3f}",
+        "clusters/found": lambda v: f"clusters {v:.0f}/{stage.config.cluster.k}",
+        "clusters/largest_share": lambda v: f"largest {v:.0%}",
+        "clusters/nmi_prev": lambda v: f"NMI to previous {v:.3f}",
+        "train/acc": lambda v: f"ACC {v:.3f}",
+        "train/nmi": lambda v: f"NMI {v:.3f}",
+        "images_per_second": lambda v: f"{v:,.0f} images/s",
+    }
+    parts += [show(values[name]) for name, show in known.items() if name in values]
+    return " · ".join(parts)

@@ -1,0 +1,50 @@
+"""Durations of a config in steps, converted once; the loop sees nothing else."""
+
+import math
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxclust.config import parse_duration
+from jaxclust.errors import ConfigError
+
+
+class Lengths(NamedTuple):
+    """Steps of a stage, of a round, and between two logs, evaluations and saves (0: never)."""
+
+    stage: int
+    round: int
+    log: int
+    eval: int
+    save: int
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at `step`."""
+    return every > 0 and step % every == 0
+
+
+def lengths(config: ConfigDict, size: int) -> Lengths:
+    """Durations for `size` images; an epoch is one pass, its last batch filled by the next draw."""
+    round_steps = _steps(config.refresh_every, "config.refresh_every", size, config.batch_size, None)
+    if not round_steps:
+        raise ConfigError("config.refresh_every='never': a round needs a length; set for example '1 epoch'")
+
+    def every(field: str) -> int:
+        return _steps(config[field], f"config.{field}", size, config.batch_size, round_steps)
+
+    stage = config.rounds * round_steps if config.rounds else config.steps
+    return Lengths(stage, round_steps, every("log_every"), every("eval_every"), every("save_every"))
+
+
+def _steps(text: str, field: str, size: int, batch_size: int, round_steps: int | None) -> int:
+    amount, unit = parse_duration(text)
+    if amount == math.inf:
+        return 0
+    if unit == "epoch":
+        return max(1, -(-int(amount * size) // batch_size))
+    if unit == "round":
+        if round_steps is None:
+            raise ConfigError(f"{field}={text!r}: the length of a round is counted in steps or epochs")
+        return max(1, round(amount * round_steps))
+    return max(1, round(amount))

@@ -1,0 +1,80 @@
+"""What happens between rounds: features of every image, the method's refresh, and its record."""
+
+import jax
+import numpy as np
+
+from jaxclust import runtime
+from jaxclust.evaluation import clustering, suite
+from jaxclust.features.extract import Program, extract
+from jaxclust.features.rows import Rows
+from jaxclust.files import replacing
+from jaxclust.methods.base import Refreshed, Targets, TrainState
+from jaxclust.train import optim
+from jaxclust.train.stage import Stage
+
+
+def refresh(
+    stage: Stage, state: TrainState, targets: Targets, step: int, last: bool
+) -> tuple[TrainState, Targets, dict[str, float]]:
+    """New targets, and what the method renews; the metrics of both.
+
+    After the last step nothing is left to train: only `extra` (such as centroids) is taken over, and the recorded
+    assignment is what `predict` will say of the same images. A stage without steps takes everything.
+    """
+    rows = run(stage, state, stage.embed, "features")["features"]
+    key = runtime.key(stage.config.seed, stage.name, "refresh", step)
+    assert stage.method.refresh is not None
+    refreshed = stage.method.refresh(jax.device_get(state), targets, rows, key)
+    values = {"features/std": std_of_unit_rows(rows), **refreshed.metrics}
+    new = state._replace(extra=runtime.put_replicated(refreshed.extra, stage.mesh))
+    if last and step:
+        if stage.predict is not None and refreshed.cluster is not None:
+            predicted = run(stage, new, stage.predict, "assignment")
+            refreshed = refreshed._replace(cluster=predicted["cluster"].array())
+        return new, targets, values | _record(stage, targets, refreshed, step)
+    params = runtime.put_replicated(refreshed.params, stage.mesh)
+    opt_state = optim.renew(stage.optimizer, state.opt_state, params, stage.method.fresh)
+    new = new._replace(params=params, opt_state=runtime.put_replicated(opt_state, stage.mesh))
+    values |= _record(stage, targets, refreshed, step)
+    at = np.asarray(step, np.int32)
+    return new, Targets(refreshed.target, refreshed.weight, refreshed.ids, at), values
+
+
+def run(stage: Stage, state: TrainState, program: Program, title: str) -> dict[str, Rows]:
+    """A program over every image of the stage's split."""
+    folder = stage.workdir / "tmp"
+    return extract(program, state.params, state.extra, stage.split, stage.config, stage.mesh, folder, title)
+
+
+def _record(stage: Stage, targets: Targets, refreshed: Refreshed, step: int) -> dict[str, float]:
+    """Writes the assignment to the cluster log and measures it; labels meet it only here."""
+    if refreshed.cluster is None:
+        return {}
+    path = stage.workdir / "assignments" / stage.name / f"{step // stage.lengths.round}.npz"
+    with replacing(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            id=np.arange(len(refreshed.cluster), dtype=np.int32),
+            cluster=refreshed.cluster.astype(np.int32),
+            distance=np.asarray(refreshed.distance, np.float32),
+            weight=refreshed.weight,
+        )
+    values = clustering.sizes(refreshed.cluster, stage.config.cluster.k)
+    if targets.refreshed_at >= 0:
+        average = stage.config.evaluate.nmi_average
+        values["clusters/nmi_prev"] = clustering.nmi(targets.target, refreshed.cluster, average)
+    if stage.split.labels is not None:
+        scores = suite.evaluate({"cluster": refreshed.cluster}, stage.split.labels, stage.config)
+        values |= {f"train/{name}": value for name, value in scores.items() if "/" not in name}
+    return values
+
+
+def std_of_unit_rows(rows: Rows) -> float:
+    """Mean over dimensions of the standard deviation of unit rows: near 1/sqrt(D) when spread, 0 when collapsed."""
+    count, total, squares = 0, 0.0, 0.0
+    for chunk in rows.chunks():
+        unit = chunk / np.maximum(np.linalg.norm(chunk, axis=1, keepdims=True), 1e-12)
+        count += len(unit)
+        total = total + unit.sum(axis=0, dtype=np.float64)
+        squares = squares + np.square(unit, dtype=np.float64).sum(axis=0)
+    return float(np.sqrt(np.maximum(squares / count - np.square(total / count), 0)).mean())

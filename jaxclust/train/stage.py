@@ -1,0 +1,121 @@
+"""A stage made ready: method, data, lengths, programs and first state, all checked before work starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxclust import methods, runtime
+from jaxclust.config import for_stage, load, stage_names
+from jaxclust.data.split import Split
+from jaxclust.errors import ConfigError
+from jaxclust.features.extract import Program, compile_for
+from jaxclust.methods.base import Batch, DataInfo, Method, Targets, TrainState
+from jaxclust.train import optim
+from jaxclust.train import step as train_step
+from jaxclust.train.checkpoint import Checkpoints, Snapshot
+from jaxclust.train.lengths import Lengths, lengths
+
+
+class Stage(NamedTuple):
+    """What `loop.run_stage` and the jobs work with."""
+
+    name: str
+    number: int  # place among the stages, from 0
+    config: ConfigDict
+    workdir: Path
+    split: Split
+    method: Method
+    lengths: Lengths
+    mesh: Mesh
+    optimizer: optax.GradientTransformationExtraArgs
+    step: train_step.Step
+    embed: Program
+    predict: Program | None
+    metrics: tuple[str, ...]  # names of what a step measures
+    first: Callable[[], Snapshot]  # the state before the first step
+
+
+def prepare(
+    config: ConfigDict, name: str, number: int, split: Split, workdir: Path, info: DataInfo | None = None
+) -> Stage:
+    """Stage `name` of `config` on `split`; errors of settings and data show here.
+
+    `info` describes the data that a restored state was trained on, where `split` is not these.
+    """
+    config = for_stage(config, name)
+    info = info or DataInfo(split.size, split.image_shape)
+    method = methods.get(config, info)
+    missing = [view for view in method.views if view not in config.views]
+    if missing:
+        raise ConfigError(f"config.views has no section {missing[0]!r}, which method {config.method!r} needs")
+    mesh = runtime.mesh(config)
+    batch = example_batch(method, info, config.batch_size)
+    key = runtime.key(config.seed, name)
+    variables = jax.eval_shape(method.init, key, batch)
+    length = lengths(config, info.size)
+    optimizer = optim.make(config, method, variables[0], length.stage)
+    step = train_step.make(method, optimizer, mesh)
+    abstract = jax.eval_shape(lambda: _state(method, optimizer, key, batch, ()))
+    metrics = train_step.metric_names(step, abstract, batch, key)
+
+    def first() -> Snapshot:
+        state = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))()
+        snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split))
+        if config.init_from and number == 0:
+            return trained_body(Path(config.init_from)).restore_body(snapshot, method.fresh)
+        return snapshot
+
+    return Stage(
+        name, number, config, workdir, split, method, length, mesh, optimizer, step,
+        compile_for(method.embed, mesh),
+        compile_for(method.predict, mesh) if method.predict else None,
+        metrics, first,
+    )  # fmt: skip
+
+
+def _state(
+    method: Method, optimizer: optax.GradientTransformation, key: jax.Array, batch: Batch, metrics: tuple[str, ...]
+) -> TrainState:
+    params, extra = method.init(key, batch)
+    sums = jax.tree.map(jnp.asarray, train_step.zero_sums(metrics))
+    return TrainState(jnp.zeros((), jnp.int32), params, extra, optimizer.init(params), sums)
+
+
+def trained_body(workdir: Path) -> Checkpoints:
+    """The checkpoints of the last stage of another run; ConfigError if there are none."""
+    saved = workdir / "config.json"
+    if not saved.exists():
+        raise ConfigError(f"config.init_from={str(workdir)!r} holds no run (there is no {saved})")
+    folder = workdir / "checkpoints" / stage_names(load(saved))[-1]
+    if not folder.exists() or Checkpoints(folder).latest() is None:
+        raise ConfigError(f"config.init_from={str(workdir)!r} has no checkpoint yet (there is none in {folder})")
+    return Checkpoints(folder)
+
+
+def first_targets(method: Method, split: Split) -> Targets:
+    """Targets before any refresh: the labels where the method may see them, else zeros."""
+    labels = split.labels if method.labels else None
+    target = np.zeros(split.size, np.int32) if labels is None else labels.astype(np.int32)
+    ids = np.arange(split.size, dtype=np.int32)
+    return Targets(target, np.ones(split.size, np.float32), ids, np.asarray(-1, np.int32))
+
+
+def example_batch(method: Method, info: DataInfo, size: int) -> Batch:
+    """A batch of zeros, for shapes and dtypes."""
+    dtype = np.uint8 if len(info.image_shape) == 3 else np.float32
+    zeros: dict[str, Any] = {
+        "views": {name: np.zeros((size, *info.image_shape), dtype) for name in method.views},
+        "id": np.zeros(size, np.int32),
+        "position": np.zeros(size, np.int64),
+        "target": np.zeros(size, np.int32),
+        "weight": np.ones(size, np.float32),
+        "step": np.zeros((), np.int32),
+    }
+    return zeros

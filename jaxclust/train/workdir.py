@@ -1,0 +1,113 @@
+"""A workdir belongs to one run: its config, its environment and the images it was made from."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxclust import __version__
+from jaxclust import config as config_lib
+from jaxclust.data.source import Source
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.files import replacing
+from jaxclust.methods.base import DataInfo
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "faiss-cpu", "faiss-gpu", "numpy")
+
+
+def resolved(config: ConfigDict, source: Source) -> ConfigDict:
+    """The config with what the data decided filled in, so that later images are treated the same."""
+    config = ConfigDict(config.to_dict())
+    shape = source.splits["train"].image_shape
+    if len(shape) == 3:
+        config.data.image_size, _, config.data.channels = shape
+    return config
+
+
+def check(config: ConfigDict, workdir: Path, source: Source) -> None:
+    """Refuses a workdir of another run; writes nothing."""
+    saved = workdir / "config.json"
+    if not saved.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise ConfigError(f"--workdir={workdir} holds other files and no run; choose a new or an empty folder")
+        return
+    changes = config_lib.differences(config_lib.load(saved), config)
+    if changes:
+        shown = "\n".join(f"  config.{name}: {old!r} there, {new!r} now" for name, old, new in changes)
+        raise ConfigError(
+            f"--workdir={workdir} holds a run with other settings:\n{shown}\nUse these settings, or another --workdir"
+        )
+    images = workdir / "images.csv"
+    if images.exists() and images.read_bytes() != _image_list(source).encode("utf-8", "surrogateescape"):
+        raise DataError(
+            f"the images of {source.name} are no longer those that the run in {workdir} began with (its images.csv "
+            "lists them). Restore them, or start anew in another --workdir"
+        )
+
+
+def write(config: ConfigDict, workdir: Path, source: Source) -> None:
+    """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv."""
+    config_lib.save(config, workdir / "config.json")
+    _write(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    split = source.splits["train"]
+    about = {"source": source.name, "size": split.size, "image_shape": split.image_shape}
+    _write(workdir / "data.json", json.dumps(about, indent=2) + "\n")
+    _write(workdir / "images.csv", _image_list(source))
+    if source.skipped:
+        _write(workdir / "skipped.csv", _table(("split", "path", "reason"), source.skipped))
+
+
+def data_info(workdir: Path) -> DataInfo:
+    """What the run in `workdir` was trained on, so that its state can be used without it."""
+    about = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
+    return DataInfo(about["size"], tuple(about["image_shape"]))
+
+
+def environment() -> dict[str, object]:
+    """Versions, devices and commit that a run is made with."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "jaxclust": __version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "hosts": jax.process_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _image_list(source: Source) -> str:
+    rows = ((name, i, split.path(i)) for name, split in source.splits.items() for i in range(split.size))
+    return _table(("split", "id", "path"), rows)
+
+
+def _table(header: tuple[str, ...], rows: object) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8

@@ -1,0 +1,71 @@
+"""Metrics as JSON lines, CSV and TensorBoard events: one record for each stage and step."""
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxclust.files import replacing
+from jaxclust.runtime import tensorflow
+
+
+class Writer:
+    """Writes `metrics.jsonl`, `metrics.csv` and `tensorboard/` of a workdir for one stage.
+
+    Values written for the same step join one record, so that what a restarted run computes again takes the
+    place of what was there.
+    """
+
+    def __init__(self, workdir: Path, stage: str, restored_step: int | None):
+        self._path = workdir / "metrics.jsonl"
+        self._csv = workdir / "metrics.csv"
+        self._stage = stage
+        self._records = _kept(self._path, stage, restored_step)
+        self._rewrite()
+        tensorflow()  # before clu imports it, so that it is kept off the accelerator
+        from clu import metric_writers
+
+        self._events = metric_writers.SummaryWriter(str(workdir / "tensorboard" / stage))
+
+    def write(self, step: int, round_: int, values: dict[str, float]) -> None:
+        """Adds values to the record of `step`; earlier steps no longer change."""
+        last = self._records[-1] if self._records else {}
+        if (last.get("stage"), last.get("step")) == (self._stage, step):
+            last.update(values, time=time.time())
+            self._rewrite()
+        else:
+            record = {"stage": self._stage, "step": step, "round": round_, "time": time.time(), **values}
+            self._records.append(record)
+            with self._path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+        self._events.write_scalars(step, values)
+
+    def close(self) -> None:
+        """Writes the CSV, with a column for every name that occurs."""
+        names = list(dict.fromkeys(name for record in self._records for name in record))
+        with replacing(self._csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
+            rows = csv.DictWriter(table, names)
+            rows.writeheader()
+            rows.writerows(self._records)
+        self._events.close()
+
+    def _rewrite(self) -> None:
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records), encoding="utf-8")
+
+
+def _kept(path: Path, stage: str, restored_step: int | None) -> list[dict[str, Any]]:
+    """The records that a start from `restored_step` of `stage` keeps; a torn last line goes with the rest."""
+    kept: list[dict[str, Any]] = []
+    if not path.exists():
+        return kept
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["stage"] == stage and (restored_step is None or record["step"] > restored_step):
+            break
+        kept.append(record)
+    return kept

@@ -1,0 +1,66 @@
+"""Small runs for tests: real digits, a tiny network, seconds."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclust import config as config_lib
+from jaxclust.data.source import Source, open_source
+from jaxclust.data.split import from_array
+from jaxclust.main import main
+from jaxclust.runtime import StopSignal
+from jaxclust.train import loop, stage
+from jaxclust.train.checkpoint import Snapshot
+
+
+def small_config(**overrides: Any) -> ConfigDict:
+    """The smoke variant of DeepCluster on one device; `a__b=value` sets config.a.b."""
+    config = runpy.run_path("configs/deepcluster.py")["get_config"]("smoke")
+    config.runtime.devices = 1
+    config.batch_size = 128
+    with config.unlocked():
+        for name, value in overrides.items():
+            config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config_lib.validate(config)
+
+
+def few_digits(size: int = 300) -> Source:
+    """The first digits, with labels."""
+    whole = open_source(config_lib.base()).splits["train"]
+    split = from_array(whole.images[:size], whole.image_shape, whole.name_of)
+    return Source("digits", {"train": replace(split, labels=whole.labels[:size])}, tuple("0123456789"), [])
+
+
+def few_vectors(size: int = 300, dim: int = 6) -> Source:
+    """Vectors around four centres, with labels."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(size, dtype=np.int32) % 4
+    rows = (3 * np.eye(4, dim)[labels] + 0.3 * rng.standard_normal((size, dim))).astype(np.float32)
+    split = from_array(rows, (dim,), "vectors/{}".format)
+    return Source("vectors", {"train": replace(split, labels=labels)}, tuple("0123"), [])
+
+
+def prepared(config: ConfigDict, workdir: Path, source: Source | None = None) -> stage.Stage:
+    """The only stage of a config."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = config_lib.stage_names(config)[0]
+    return stage.prepare(config, name, 0, (source or open_source(config)).splits["train"], workdir)
+
+
+def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> Snapshot:
+    """Trains the only stage of a config."""
+    return loop.run_stage(prepared(config, workdir, source), StopSignal())
+
+
+def run(*arguments: str) -> int:
+    """The command line, in this process, on one device."""
+    return main(["jaxclust", *arguments, "--config.runtime.devices=1"])
+
+
+def smoke(workdir: Path, *arguments: str) -> int:
+    """A smoke training by command line."""
+    return run("--config=configs/deepcluster.py:smoke", f"--workdir={workdir}", *arguments)

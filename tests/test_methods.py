@@ -1,0 +1,213 @@
+"""The contract that every method keeps: those in jaxclust/methods, found by walking, and a toy of every shape."""
+
+import importlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+from small import few_digits, few_vectors, small_config
+from small import prepared as prepared_on
+from small import trained as trained_on
+from toys import TOYS
+
+from jaxclust import methods, plugins, runtime
+from jaxclust.data.pipeline import exact_batches
+from jaxclust.features.extract import extract
+from jaxclust.methods.base import DataInfo
+from jaxclust.runtime import StopSignal
+from jaxclust.train import loop
+from jaxclust.train.refresh import refresh
+
+MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in plugins.names("jaxclust.methods")}
+PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
+VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
+ALL = [*PUBLISHED, *TOYS, *VECTORS]
+
+
+@pytest.fixture
+def config(request, monkeypatch):
+    """A small config for the method named by the test's parameter."""
+    name, _, source = request.param.partition(":")
+    made = small_config(rounds=2, refresh_every="3 steps", save_every="2 steps", log_every="1 step")
+    made.sampler = "uniform_image"
+    made.method = name
+    made.batch_size, made.eval_batch_size = 32, 64
+    made.data.source = source or "digits"
+    made.views.train.noise = 0.1
+    with made.unlocked():
+        made.views.query = made.views.train.copy_and_resolve_references()
+        made.views.key = made.views.train.copy_and_resolve_references()
+    if name in TOYS:
+        monkeypatch.setattr(methods, "get", lambda config, info: TOYS[config.method](config, info))
+    return made
+
+
+def prepared(config, workdir):
+    return prepared_on(config, workdir, few_vectors() if config.data.source == "features" else few_digits())
+
+
+def trained(config, workdir):
+    return trained_on(config, workdir, few_vectors() if config.data.source == "features" else few_digits())
+
+
+every_method = pytest.mark.parametrize("config", ALL, indirect=True)
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(a, b):
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_deepcluster_is_found():
+    assert "deepcluster" in PUBLISHED
+
+
+@every_method
+def test_loss_is_finite_and_its_gradient_reaches_every_parameter(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    state, targets = stage.first()
+    if stage.method.refresh:
+        state, targets, _ = refresh(stage, state, targets, 0, last=False)
+    batch = next(loop._batches(stage, targets, 0))
+
+    def program(params, extra, batch):
+        def objective(params):
+            return jax.lax.pmean(stage.method.loss(params, extra, batch, jax.random.key(0))[0], runtime.AXIS)
+
+        return jax.value_and_grad(objective)(params)
+
+    P = jax.sharding.PartitionSpec
+    specs = (P(), P(), {name: P() if name == "step" else P(runtime.AXIS) for name in batch})
+    mapped = jax.jit(jax.shard_map(program, mesh=stage.mesh, in_specs=specs, out_specs=P()))
+    value, gradient = mapped(state.params, state.extra, batch)
+    assert np.isfinite(value)
+    for name, leaf in leaves(gradient).items():
+        assert np.isfinite(leaf).all(), name
+        # A bias before batch norm has no influence; every other parameter must have some.
+        if not name.endswith("_conv']['bias']"):
+            assert np.abs(leaf).max() > 0, f"no gradient reaches {name}"
+
+
+@every_method
+def test_same_seed_twice_is_equal_and_another_seed_is_not(config, tmp_path):
+    first = trained(config, tmp_path / "a")
+    assert_same(first, trained(config, tmp_path / "b"))
+    config.seed = 1
+    other = trained(config, tmp_path / "c")
+    pairs = zip(jax.tree.leaves(first.state.params), jax.tree.leaves(other.state.params), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
+class StopAt(StopSignal):
+    """A signal that is there at the n-th look."""
+
+    def __init__(self, look):
+        self.looks_left = look
+
+    @property
+    def received(self):
+        self.looks_left -= 1
+        return signal.SIGTERM if self.looks_left <= 0 else None
+
+
+@every_method
+@pytest.mark.parametrize("stop_at", [2, 4])  # within a round, and right after a refresh
+def test_stopped_and_started_again_equals_uninterrupted(config, tmp_path, stop_at):
+    config.save_every = "never"
+    whole = trained(config, tmp_path / "whole")
+    with pytest.raises(runtime.Stopped):
+        loop.run_stage(prepared(config, tmp_path / "cut"), StopAt(stop_at))
+    assert_same(whole, trained(config, tmp_path / "cut"))
+
+
+@every_method
+def test_embed_gives_one_row_for_each_id_in_order(config, tmp_path):
+    config.eval_batch_size = 128  # does not divide the number of images
+    stage = prepared(config, tmp_path)
+    state, _ = stage.first()
+    rows = extract(stage.embed, state.params, state.extra, stage.split, config, stage.mesh, tmp_path, "test")
+    features = rows["features"].array()
+    assert len(features) == stage.split.size
+    ids = [200, 3, 299, 0]
+    images = next(iter(exact_batches(stage.split, 300)))["image"][ids]
+    alone = jax.jit(stage.method.embed)(state.params, state.extra, images)
+    np.testing.assert_allclose(features[ids], alone, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_labels_reach_only_the_methods_that_say_so(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    _, targets = stage.first()
+    shows_labels = (targets.target == stage.split.labels).all()
+    assert shows_labels == (stage.method.labels == "class")
+    info_fields = " ".join(DataInfo._fields)
+    assert "label" not in info_fields
+
+
+@pytest.mark.parametrize("config", ["refreshed"], indirect=True)
+def test_stage_without_steps_refreshes_once_and_keeps_what_it_found(config, tmp_path):
+    config.rounds = 0
+    snapshot = trained(config, tmp_path)
+    assert snapshot.state.step == 0 and snapshot.targets.refreshed_at == 0
+    assert list(snapshot.targets.ids[:3]) == [0, 2, 4]
+    assert snapshot.targets.target.max() == 3
+
+
+@pytest.mark.parametrize("config", ["refreshed"], indirect=True)
+def test_renewed_head_starts_with_clean_optimiser_slots_and_the_body_keeps_its_own(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    state, targets, _ = refresh(stage, *stage.first(), 0, last=False)
+    state, _, _ = stage.step(state, next(loop._batches(stage, targets, 0)), jax.random.key(0))
+    before = leaves(state.opt_state)
+    state, targets, _ = refresh(stage, state, targets, 3, last=False)
+    after = leaves(state.opt_state)
+    slots = [name for name in after if "mu" in name or "nu" in name]
+    assert any("'head'" in name for name in slots) and any("'body'" in name for name in slots)
+    for name in slots:
+        if "inner_states['head']" in name:
+            assert not after[name].any(), name
+        else:
+            np.testing.assert_array_equal(after[name], before[name])
+            assert after[name].any(), name
+
+
+@pytest.mark.parametrize("config", ["row_outputs"], indirect=True)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_rows_are_kept_by_position_and_do_not_depend_on_devices(config, tmp_path, devices):
+    config.runtime.devices = devices
+    trained(config, tmp_path / str(devices))
+    files = sorted((tmp_path / str(devices) / "rows" / "deepcluster").glob("*.npz"), key=lambda p: int(p.stem))
+    rows = {name: np.concatenate([np.load(path)[name] for path in files]) for name in ("position", "id", "gate")}
+    assert rows["position"].tolist() == list(range(6 * config.batch_size))
+    key = jax.random.key(config.seed)
+    expected = [int(jax.random.randint(jax.random.fold_in(key, p), (), 0, 4)) for p in range(20)]
+    assert rows["gate"][:20].tolist() == expected
+
+
+@pytest.mark.parametrize("config", ["two_optimizers"], indirect=True)
+def test_a_method_may_bring_its_own_optimiser(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    state, targets = stage.first()
+    batches = loop._batches(stage, targets, 0)
+    for moving, still in (("body", "head"), ("head", "body")):
+        before = leaves(state.params)
+        state, _, _ = stage.step(state, next(batches), jax.random.key(0))
+        after = leaves(state.params)
+        moved = {name for name in after if (after[name] != before[name]).any()}
+        assert moved == {name for name in after if moving in name}, still
+
+
+@pytest.mark.parametrize("config", ["two_views"], indirect=True)
+def test_views_are_drawn_independently(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    _, targets = stage.first()
+    views = next(loop._batches(stage, targets, 0))["views"]
+    assert set(views) == {"query", "key"}
+    assert (np.asarray(views["query"]) != np.asarray(views["key"])).any()

@@ -1,0 +1,256 @@
+"""Reports of made-up workdirs, read back as a browser would: parsed page, opened pictures."""
+
+import csv
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclust import config as settings
+from jaxclust.errors import ConfigError
+from jaxclust.report import figures, html, workdir
+
+HOSTILE = '<script>alert("1")</script>&amp; $\\frac{ 漢字 émile\u202e'
+
+
+class Page(HTMLParser):
+    """Tags, links and text of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for name, v in attrs if name in ("href", "src", "srcset")]
+
+    def handle_data(self, data):
+        self.text += " ".join(data.split()) + " "
+
+
+def write_csv(path, header, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def make(folder, k=3, each=12, names=("cat", "dog", HOSTILE), finished=True, rounds=4, loss=2.0):
+    """A workdir with k clusters of `each` images of 6 x 8 pixels."""
+    rng = np.random.default_rng(0)
+    config = settings.base()
+    config.cluster.k = k
+    settings.save(config, folder / "config.json")
+    clusters = np.repeat(np.arange(k), each).astype(np.int32)
+    n = len(clusters)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for i in range(rounds):
+            record = {
+                "stage": "deepcluster",
+                "round": i,
+                "step": 5 * i,
+                "time": 1.0,
+                "train/loss": loss / (i + 1),
+                "train/accuracy": 0.5,
+                "clusters/found": k,
+                "clusters/largest_share": 1 / k,
+            }
+            record |= {"clusters/nmi_prev": 0.5} if i else {"clusters/nmi_prev": float("nan")}
+            file.write(json.dumps(record) + "\n")
+        file.write('{"stage": "deepcl')  # a running job is writing
+    rounds_folder = folder / "assignments" / "deepcluster"
+    rounds_folder.mkdir(parents=True)
+    np.savez(rounds_folder / "2.npz", cluster=np.zeros(n, np.int32))
+    np.savez(rounds_folder / "10.npz", cluster=clusters)
+    if not finished:
+        return folder
+    rows = [(i, f"{HOSTILE}/{i}.png", c, 0.5) for i, c in enumerate(clusters)]
+    write_csv(folder / "assignments.csv", ["id", "path", "cluster", "distance"], rows)
+    results = {"images": n, "clusters": k, "skipped": 1, "seconds": 102.3}
+    np.savez(
+        folder / "samples.npz",
+        images=rng.integers(0, 255, (n, 6, 8, 1), np.uint8),
+        id=np.arange(n, dtype=np.int32),
+        cluster=clusters,
+        distance=rng.random(n, np.float32),
+    )
+    write_csv(
+        folder / "skipped.csv",
+        ["split", "path", "reason"],
+        [("train", f"bad {HOSTILE}.jpg", "truncated")],
+    )
+    if names:
+        results |= {"train/acc": 0.9123, "train/nmi": 0.8, "train/ari": 0.7, "test/acc": 0.5}
+        table = np.roll(np.eye(k, len(names), dtype=int) * each, 1, axis=1)
+        write_csv(
+            folder / "confusion-train.csv",
+            ["cluster", *names],
+            [(c, *row) for c, row in enumerate(table)],
+        )
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def report(folder):
+    """Writes the report; checks every link and every picture on the way."""
+    path = html.write(folder)
+    assert path == folder / "report" / "index.html"
+    page = Page(path)
+    for link in page.links:
+        assert "://" not in link and not link.startswith("/")
+        target = path.parent / unquote(link)
+        assert target.is_file(), link
+        if target.suffix == ".png":
+            with Image.open(target) as image:
+                image.load()
+                assert 60 <= image.width <= 4000 and 60 <= image.height <= 4000
+    assert not [p.name for p in path.parent.rglob(".*")], "temporary files are left"
+    return page
+
+
+def test_finished_run_with_labels_and_hostile_names(tmp_path):
+    page = report(make(tmp_path))
+    for words in ("91.2%", "1 min 42 s", "finished", "cluster.k", "cat"):
+        assert words in page.text
+    assert "script" not in page.tags
+    assert '<script>alert("1")</script>' in page.text  # shown as text
+    assert "truncated" in page.text
+    for name in ("curves", "sizes", "clusters", "confusion"):
+        assert {f"{name}.png", f"{name}-dark.png"} <= set(page.links)
+    assert {f"clusters/cluster-000{c}.png" for c in range(3)} <= set(page.links)
+    assert "../assignments.csv" in page.links
+
+
+def test_clusters_carry_the_class_that_they_stand_for(tmp_path):
+    run = workdir.read(make(tmp_path, names=("a", "b", "c")))
+    named = {cluster.id: (cluster.name, cluster.purity) for cluster in html._clusters(run)}
+    assert named == {0: ("b", 1.0), 1: ("c", 1.0), 2: ("a", 1.0)}
+    assert [cluster.name for cluster in html._clusters(run)] == ["a", "b", "c"]
+
+
+def test_images_of_a_cluster_are_sorted_by_distance(tmp_path):
+    run = workdir.read(make(tmp_path))
+    cluster = next(c for c in html._clusters(run) if c.id == 1)
+    expected = 12 + np.argsort(run.samples.distance[12:24])
+    np.testing.assert_array_equal(cluster.images, run.samples.images[expected])
+    assert cluster.files[0].endswith(f"/{expected[0]}.png")
+
+
+def test_running_workdir_says_what_is_missing(tmp_path):
+    page = report(make(tmp_path, finished=False))
+    assert "not finished after round 4" in page.text
+    assert "no samples.npz" in page.text and "no assignments.csv yet" in page.text
+    assert "There are no scores" in page.text
+    assert {"curves.png", "sizes.png"} <= set(page.links)
+    assert "clusters.png" not in page.links and "confusion.png" not in page.links
+    run = workdir.read(tmp_path)
+    assert len(run.clusters[0]) == 3  # round 10, not round 2
+
+
+def test_without_labels_there_is_no_agreement(tmp_path):
+    page = report(make(tmp_path, names=()))
+    assert "ACC" not in page.text and "There are no scores" in page.text
+    assert "confusion.png" not in page.links and "clusters.png" in page.links
+
+
+def test_loss_that_stays_at_guessing_is_said(tmp_path):
+    page = report(make(tmp_path, k=3, rounds=1, loss=float(np.log(3))))
+    assert "which is ln 3" in page.text and "36 images for 3 clusters are fewer" in page.text
+
+
+def test_one_cluster_is_called_a_collapse(tmp_path):
+    page = report(make(tmp_path, k=1, names=("only",)))
+    assert "collapsed" in page.text and "1 image in" not in page.text
+
+
+def test_hundred_clusters_and_stale_sheets(tmp_path):
+    stale = tmp_path / "report" / "clusters" / "cluster-0777.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier run")
+    page = report(make(tmp_path, k=104, each=2, names=[f"class {i}" for i in range(50)]))
+    sheets = {link for link in page.links if link.startswith("clusters/")}
+    assert len(sheets) == html.SHEETS and not stale.exists()
+    assert "The 100 largest of 104 clusters" in page.text
+    assert "The 20 largest of 104" in page.text and "208 images for 104 clusters" in page.text
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "config.json",
+        "results.json",
+        "samples.npz",
+        "confusion-train.csv",
+        "assignments.csv",
+        "metrics.jsonl",
+        "skipped.csv",
+        "assignments/deepcluster/10.npz",
+    ],
+)
+def test_a_half_written_file_does_not_stop_the_report(tmp_path, broken):
+    make(tmp_path, rounds=1)
+    path = tmp_path / broken
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "Training" in report(tmp_path).text
+
+
+def test_empty_folder_gives_a_page_and_no_folder_an_error(tmp_path):
+    page = report(tmp_path)
+    assert "config.json is missing" in page.text and "No assignment" in page.text
+    with pytest.raises(ConfigError, match="not a folder"):
+        html.write(tmp_path / "nowhere")
+
+
+def test_failing_report_leaves_the_earlier_page(tmp_path, monkeypatch):
+    make(tmp_path)
+    report(tmp_path)
+    before = (tmp_path / "report" / "index.html").read_bytes()
+    monkeypatch.setattr(figures, "curves", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        html.write(tmp_path)
+    assert (tmp_path / "report" / "index.html").read_bytes() == before
+    assert not [p.name for p in tmp_path.rglob(".*")]
+
+
+def test_several_stages_follow_one_another(tmp_path):
+    lines = [
+        {"stage": s, "round": r, "train/loss": v} for s, r, v in (("moco", 0, 3.0), ("moco", 1, 2.0), ("self", 0, 1.0))
+    ]
+    lines.append({"stage": "self", "round": 0, "train/acc": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    metrics = workdir.read(tmp_path).metrics
+    assert metrics.stages == [("moco", 0), ("self", 2)]
+    np.testing.assert_array_equal(metrics.series("train/loss"), [[1, 2, 3], [3, 2, 1]])
+    assert metrics.last() == {"round": 0, "train/loss": 1.0, "train/acc": 0.5}
+    report(tmp_path)
+
+
+def test_contact_sheet_keeps_shape_and_order():
+    images = np.zeros((5, 10, 20, 3), np.uint8)
+    images[3] = 255
+    sheet = figures.contact_sheet(images, columns=3, tile=46, gap=6)
+    assert sheet.shape == (2 * 20 + 6, 3 * 46 - 6, 4)
+    np.testing.assert_array_equal(sheet[26:, :40], 255)  # the fourth image
+    assert not sheet[:20, :40, :3].any() and (sheet[:20, :40, 3] == 255).all()
+    assert not sheet[20:26, :, 3].any() and not sheet[26:, 92:, 3].any()  # gaps are clear
+
+
+def test_thousands_of_clusters_fit_on_a_page(tmp_path):
+    table = np.ones((5000, 100), int)
+    names = [str(i) for i in range(100)]
+    for figure in (
+        figures.confusion(table, range(5000), names),
+        figures.sizes(np.arange(1, 5001), np.arange(5000)),
+    ):
+        assert max(figure.get_size_inches()) < 12
+
+
+def test_report_starts_without_jax_and_tensorflow():
+    code = "import sys, jaxclust.report.html; print([m for m in ('jax', 'tensorflow', 'flax') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

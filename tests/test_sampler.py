@@ -1,0 +1,98 @@
+"""The sampler: shares of clusters, exact lengths, the published defect (deepcluster.md 2.6, check 12)."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxclust.data.sampler import draw
+
+SIZES = (5000, 1000, 500, 100, 50, 10, 0, 1)
+
+
+def _targets(sizes):
+    """Cluster of each image, in a shuffled order as real data have it."""
+    targets = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+    return np.random.default_rng(0).permutation(targets)
+
+
+@pytest.mark.parametrize("reassign", [0.5, 1.0, 2.0])
+def test_every_non_empty_cluster_gets_an_equal_share(reassign):
+    targets = _targets(SIZES)
+    length = int(reassign * len(targets))
+    ids = draw("uniform_cluster", np.arange(len(targets)), targets, length, 0)
+    assert ids.dtype == np.int32 and ids.shape == (length,)
+    shares = np.bincount(targets[ids], minlength=len(SIZES)) / length
+    assert shares[6] == 0
+    np.testing.assert_allclose(np.delete(shares, 6), 1 / 7, atol=0.01)
+
+
+def test_upstream_mimics_the_published_shares():
+    targets = _targets(SIZES)
+    ids = np.arange(len(targets))
+    drawn = np.concatenate([draw("upstream", ids, targets, len(ids), seed) for seed in range(20)])
+    shares = 100 * np.bincount(targets[drawn], minlength=len(SIZES)) / len(drawn)
+    # Measured on the original: 78 / 14 / 6 / 0.7 / 0.9 / 0.08 / 0 / 0 %, for one order of the images.
+    np.testing.assert_allclose(shares[:3], [75, 15, 7.5], atol=4)
+    assert shares[3:].max() < 3
+
+
+def test_a_draw_repeats_no_image_of_a_large_cluster():
+    targets = _targets((500, 20))
+    ids = draw("uniform_cluster", np.arange(520), targets, 400, 1)
+    large = ids[targets[ids] == 0]
+    assert len(large) >= 199 and len(np.unique(large)) == len(large)
+
+
+def test_the_order_is_shuffled():
+    targets = _targets((300, 300))
+    ids = draw("uniform_cluster", np.arange(600), targets, 600, 1)
+    first_half = np.mean(targets[ids[:300]])
+    assert 0.4 < first_half < 0.6
+
+
+def test_fewer_draws_than_clusters_warns(caplog):
+    targets = np.arange(50, dtype=np.int32)
+    with caplog.at_level(logging.WARNING):
+        assert len(draw("uniform_cluster", np.arange(50), targets, 10, 0)) == 10
+    assert "50 clusters" in caplog.text
+
+
+def test_unknown_kind_and_no_ids_are_errors():
+    with pytest.raises(ValueError, match="uniform_image"):
+        draw("uniform", np.arange(3), np.zeros(3, np.int32), 3, 0)
+    with pytest.raises(ValueError, match="of 0 ids"):
+        draw("uniform_image", np.arange(0), np.zeros(3, np.int32), 3, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["uniform_image", "uniform_cluster", "upstream"]),
+    targets=st.lists(st.integers(0, 12), min_size=1, max_size=60),
+    share=st.floats(0.1, 1.0),
+    length=st.integers(0, 200),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_only_given_ids_the_exact_length_and_a_function_of_the_seed(kind, targets, share, length, seed):
+    targets = np.array(targets, np.int32)
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.permutation(len(targets))[: max(1, int(share * len(targets)))]).astype(np.int32)
+    drawn = draw(kind, ids, targets, length, (seed, 3))
+    assert len(drawn) == length and np.isin(drawn, ids).all()
+    np.testing.assert_array_equal(drawn, draw(kind, ids, targets, length, (seed, 3)))
+    if kind == "uniform_image":  # whole passes first, then a part of one: counts differ by one at most
+        counts = np.bincount(drawn, minlength=len(targets))[ids]
+        assert counts.max() - counts.min() <= 1
+    if kind == "uniform_cluster":
+        clusters = np.unique(targets[ids])
+        counts = np.bincount(targets[drawn], minlength=13)[clusters]
+        assert counts.max() <= length // len(clusters) + 1
+        assert counts.sum() == length
+
+
+def test_seeds_differ():
+    targets = np.zeros(100, np.int32)
+    a, b = (draw("uniform_image", np.arange(100), targets, 100, (0, r)) for r in range(2))
+    assert (a != b).any()
