@@ -220,7 +220,9 @@ def apply_variants(config: ConfigDict, text: str, variants: Mapping[str, Callabl
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A hint for a misspelt `name`, or a full stop."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    names = list(names)
+    same_ending = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or same_ending
     return f"; did you mean {close[0]!r}?" if close else "."
 
 

@@ -28,14 +28,20 @@ def evaluate(predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, con
       DataError: predictions and labels do not fit each other; the message names the evaluation.
       RuntimeError: an evaluation failed otherwise; the message names it and the cause.
     """
-    names = [name.strip() for name in config.evaluate.suite.split(",") if name.strip()]
-    chosen = {name: plugins.load("jaxclust.evaluation", name, "evaluate.suite", "measure") for name in names}
+    chosen = load(config)
     if labels is not None and not (np.asarray(labels) >= 0).any():
         labels = None
     results: dict[str, float] = {}
     for name, module in chosen.items():
         results |= _run(name, module, predictions, labels, config)
     return results
+
+
+def load(config: Any) -> dict[str, ModuleType]:
+    """The evaluations of `config.evaluate.suite` by name; ConfigError if one is unknown."""
+    names = [name.strip() for name in config.evaluate.suite.split(",") if name.strip()]
+    field = "config.evaluate.suite"
+    return {name: plugins.load("jaxclust.evaluation", name, field, "measure") for name in names}
 
 
 def _run(

@@ -42,7 +42,8 @@ def describe(source: Source) -> str:
     """One line on what will be clustered."""
     splits = ", ".join(f"{split.size:,} {name}" for name, split in source.splits.items())
     shape = source.splits["train"].image_shape
-    kind = f"vectors of {shape[0]}" if len(shape) == 1 else f"{shape[1]} x {shape[0]}, {shape[2]} channels"
+    colour = "grey" if shape[-1] == 1 else "colour"
+    kind = f"vectors of {shape[0]}" if len(shape) == 1 else f"{shape[1]} x {shape[0]} {colour}"
     known = f"{source.num_classes} classes known, for evaluation only" if source.num_classes else "no labels"
     skipped = f"; {len(source.skipped)} unreadable files skipped" if source.skipped else ""
     return f"{source.name}: {splits} images, {kind}; {known}{skipped}"

@@ -53,7 +53,7 @@ class Checkpoints:
             if name not in saved:
                 raise ConfigError(f"{self._folder}/{step} has no array {name}: it was made by another model or method")
             shape = tuple(saved[name].shape)
-            free = name.startswith("targets.") or set(fresh) & set(name.split("."))
+            free = name.startswith("targets.") or _under(name, fresh)
             if shape != leaf.shape and not free:
                 raise ConfigError(
                     f"{self._folder}/{step}: {name} has shape {shape}, this config makes {leaf.shape}; "
@@ -64,31 +64,37 @@ class Checkpoints:
         restored: Snapshot = jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(_name(path), leaf), like)
         return restored
 
-
-    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
-        """`like` with the parameters of the newest snapshot, but for those under a name in `fresh`.
-
-        Arrays of `extra`, such as batch statistics, come along where name and shape agree. ConfigError if a
-        parameter is missing or has another shape.
-        """
+    def check_body(self, like: Snapshot, fresh: tuple[str, ...]) -> None:
+        """ConfigError unless the newest snapshot has the parameters of `like`, but for those under `fresh`."""
         step = self._manager.latest_step()
         saved = self._manager.item_metadata(step).tree
-        wanted = {}
-        for name, leaf in _arrays(like).items():
-            fits = name in saved and tuple(saved[name].shape) == leaf.shape
-            renewed = bool(set(fresh) & set(name.split(".")))
-            if name.startswith("state.params.") and not renewed and not fits:
-                there = tuple(saved[name].shape) if name in saved else "missing"
+        for name, leaf in _named(like).items():
+            if not name.startswith("state.params.") or _under(name, fresh):
+                continue
+            there = tuple(saved[name].shape) if name in saved else "missing"
+            if there != leaf.shape:
                 raise ConfigError(
                     f"config.init_from: {name} is {there} in {self._folder}/{step}, this config makes {leaf.shape}; "
                     "it was made by another model"
                 )
-            if fits and not renewed and name.startswith(("state.params.", "state.extra.")):
+
+    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
+        """`like` with the parameters of the newest snapshot, but for those under a name in `fresh`.
+
+        Arrays of `extra`, such as batch statistics, come along where name and shape agree.
+        """
+        self.check_body(like, fresh)
+        step = self._manager.latest_step()
+        saved = self._manager.item_metadata(step).tree
+        wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
+        for name, leaf in _arrays(like).items():
+            fits = name in saved and tuple(saved[name].shape) == leaf.shape
+            if fits and not _under(name, fresh) and name.startswith(("state.params.", "state.extra.")):
                 wanted[name] = _target(leaf, leaf.shape)
-        unwanted = {name: ocp.PLACEHOLDER for name in saved if name not in wanted}
-        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted | unwanted))
+        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        taken = {name for name, target in wanted.items() if isinstance(target, jax.ShapeDtypeStruct)}
         restored: Snapshot = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: arrays[_name(path)] if _name(path) in wanted else leaf, like
+            lambda path, leaf: arrays[_name(path)] if _name(path) in taken else leaf, like
         )
         return restored
 
@@ -97,10 +103,18 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
+def _named(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _under(name: str, keys: tuple[str, ...]) -> bool:
+    return not set(keys).isdisjoint(name.split("."))
+
+
 def _arrays(snapshot: Snapshot) -> dict[str, Any]:
     """Every array by its name; host scalars as arrays, arrays without elements left out (Orbax takes neither)."""
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot)}
-    arrays = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in leaves.items()}
+    named = _named(snapshot)
+    arrays = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named.items()}
     return {name: array for name, array in arrays.items() if array.size}
 
 

@@ -113,7 +113,7 @@ def _flush(
 
 
 def _finite_sums(stage: Stage, state: TrainState, targets: Targets) -> dict[str, np.ndarray]:
-    """The sums of the metrics on the host, the only thing that waits for the device; NonFiniteError if a step was bad."""
+    """The sums of the metrics, the only thing that the host waits for; NonFiniteError if a step was bad."""
     sums: dict[str, np.ndarray] = jax.device_get(state.sums)
     if sums["bad_step"] >= 0:
         raise NonFiniteError(_bad_batch(stage, targets, int(sums["bad_step"])))

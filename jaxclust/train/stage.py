@@ -15,6 +15,7 @@ from jaxclust import methods, runtime
 from jaxclust.config import for_stage, load, stage_names
 from jaxclust.data.split import Split
 from jaxclust.errors import ConfigError
+from jaxclust.evaluation import suite
 from jaxclust.features.extract import Program, compile_for
 from jaxclust.methods.base import Batch, DataInfo, Method, Targets, TrainState
 from jaxclust.train import optim
@@ -55,6 +56,7 @@ def prepare(
     missing = [view for view in method.views if view not in config.views]
     if missing:
         raise ConfigError(f"config.views has no section {missing[0]!r}, which method {config.method!r} needs")
+    suite.load(config)  # only to see that every evaluation exists
     mesh = runtime.mesh(config)
     batch = example_batch(method, info, config.batch_size)
     key = runtime.key(config.seed, name)
@@ -65,12 +67,14 @@ def prepare(
     abstract = jax.eval_shape(lambda: _state(method, optimizer, key, batch, ()))
     metrics = train_step.metric_names(step, abstract, batch, key)
 
+    donor = trained_body(Path(config.init_from)) if config.init_from and number == 0 else None
+    if donor:
+        donor.check_body(Snapshot(abstract, first_targets(method, split)), method.fresh)
+
     def first() -> Snapshot:
         state = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))()
         snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split))
-        if config.init_from and number == 0:
-            return trained_body(Path(config.init_from)).restore_body(snapshot, method.fresh)
-        return snapshot
+        return donor.restore_body(snapshot, method.fresh) if donor else snapshot
 
     return Stage(
         name, number, config, workdir, split, method, length, mesh, optimizer, step,

@@ -1,0 +1,264 @@
+"""The command line as people use it: jobs, files, exit codes, and one message for what is wrong."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import few_digits, run, smoke
+
+from jaxclust import main
+from jaxclust.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Digits as PNG files in class folders, with some that are not what they seem."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    split = few_digits(120).splits["train"]
+    for i in range(split.size):
+        path = folder / f"digit {split.labels[i]}" / f"{i:03}, scan.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(split.images[i, ..., 0]).save(path)
+    (folder / "digit 0" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    (folder / "digit 0" / "words.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "photos"
+    assert smoke(workdir, f"--config.data.source=folder:{photos}", "--config.batch_size=64") == 0
+    return workdir
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_command_leaves_everything(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "config.json", "environment.json", "data.json", "images.csv", "skipped.csv", "metrics.jsonl", "metrics.csv",
+        "checkpoints", "assignments", "assignments.csv", "results.json", "samples.npz", "confusion-train.csv",
+        "report", "tensorboard",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".")], "temporary names are left"
+    results = json.loads((trained / "results.json").read_text())
+    assert results["images"] == 120 and results["skipped"] == 2 and results["clusters"] <= 10
+    assert 0 < results["train/acc"] <= 1 and {"train/nmi", "train/ari", "train/ami", "train/purity"} <= results.keys()
+    assignments = rows(trained / "assignments.csv")
+    assert list(assignments[0]) == ["id", "path", "cluster", "distance"]
+    assert [int(row["id"]) for row in assignments] == list(range(120))
+    assert assignments[0]["path"].startswith("digit 0/")
+    skipped = rows(trained / "skipped.csv")
+    assert {row["path"] for row in skipped} == {"digit 0/torn.jpg", "digit 0/words.png"}
+    last = max((trained / "assignments" / "deepcluster").glob("*.npz"), key=lambda path: int(path.stem))
+    assert np.load(last)["cluster"].tolist() == [int(row["cluster"]) for row in assignments]
+    confusion = [line.split(",") for line in (trained / "confusion-train.csv").read_text().splitlines()]
+    assert confusion[0] == ["cluster", *[f"digit {i}" for i in range(10)]]
+    assert sum(int(n) for row in confusion[1:] for n in row[1:]) == 120
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in metrics] == [0, 1, 2]
+    assert metrics[1].keys() >= {"train/loss", "clusters/found", "clusters/nmi_prev", "features/std", "lr/body"}
+    samples = np.load(trained / "samples.npz", allow_pickle=False)
+    assert samples["images"].shape[1:] == (8, 8, 1) and len(samples["images"]) == len(samples["cluster"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_19_predict_gives_the_training_images_their_last_clusters(trained, photos, tmp_path, capsys, suffix):
+    out = tmp_path / f"out.{suffix}"
+    assert run("--job=predict", f"--workdir={trained}", f"--images={photos}", f"--out={out}") == 0
+    printed = capsys.readouterr().out
+    assert "skipped digit 0/torn.jpg" in printed and "against the class folders: ACC" in printed
+    if suffix == "parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(out).to_pylist()
+    else:
+        table = rows(out)
+    expected = [(row["path"], int(row["cluster"])) for row in rows(trained / "assignments.csv")]
+    assert [(row["path"], int(row["cluster"])) for row in table] == expected
+    assert all(0 <= float(row["score"]) <= 1 for row in table)
+
+
+def test_predict_needs_the_workdir_alone(trained, tmp_path):
+    folder = tmp_path / "others"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), "white").save(folder / "a.jpg")
+    assert run("--job=predict", f"--workdir={trained}", f"--images={folder}", f"--out={tmp_path / 'o.csv'}") == 0
+    assert [row["path"] for row in rows(tmp_path / "o.csv")] == ["a.jpg"]
+
+
+def test_evaluate_gives_the_results_of_the_training(trained, capsys):
+    before = json.loads((trained / "results.json").read_text())
+    assert run("--job=evaluate", f"--workdir={trained}") == 0
+    after = json.loads((trained / "results.json").read_text())
+    del before["seconds"], after["seconds"]
+    assert after == before
+    assert f"ACC {after['train/acc']:.3f}" in capsys.readouterr().out
+
+
+def test_report_needs_no_config(trained):
+    (trained / "report" / "index.html").unlink()
+    assert run("--job=report", f"--workdir={trained}") == 0
+    assert (trained / "report" / "index.html").exists()
+
+
+def test_another_config_in_the_same_workdir_is_refused_and_shown(trained, photos, capsys):
+    saved = (trained / "config.json").read_bytes()
+    arguments = [f"--config.data.source=folder:{photos}", "--config.batch_size=64", "--config.cluster.k=7"]
+    assert smoke(trained, *arguments) == 2
+    assert "config.cluster.k: 10 there, 7 now" in capsys.readouterr().err
+    assert (trained / "config.json").read_bytes() == saved
+
+
+def test_images_that_changed_since_the_run_began_are_refused(trained, photos, capsys):
+    extra = photos / "digit 9" / "new.png"
+    Image.new("L", (8, 8)).save(extra)
+    try:
+        assert smoke(trained, f"--config.data.source=folder:{photos}", "--config.batch_size=64") == 3
+        assert "no longer those that the run" in capsys.readouterr().err
+    finally:
+        extra.unlink()
+
+
+def test_a_folder_of_other_files_is_no_workdir(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert smoke(tmp_path) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+BAD = {
+    "unknown key": (["--config.cluster.kk=3"], 2, r"config.cluster.kk is unknown; did you mean 'cluster.k'\?"),
+    "unknown section": (["--config.optimiser.body.lr=3"], 2, r"did you mean 'optimizer.body.lr'\?"),
+    "wrong type": (["--config.rounds=many"], 2, "rounds"),
+    "too few clusters": (["--config.cluster.k=1"], 2, r"config.cluster.k=1 must be at least 2"),
+    "fewer images than clusters": (["--config.cluster.k=1798"], 2, r"k=1798 clusters need .* there are 1797"),
+    "unknown model": (["--config.model.name=convnets"], 2, r"model.name='convnets'.*did you mean 'convnet'"),
+    "unknown method": (["--config.method=deepclusters"], 2, "did you mean 'deepcluster'"),
+    "unknown source": (["--config.data.source=digit"], 2, "did you mean 'digits'"),
+    "unknown evaluation": (["--config.evaluate.suite=clustring"], 2, "clustering"),
+    "missing folder": (["--config.data.source=folder:nowhere"], 3, "nowhere"),
+    "empty folder": (["--config.data.source=folder:{empty}"], 3, "no image"),
+    "too many unreadable": (
+        ["--config.data.source=folder:{photos}", "--config.data.max_skipped=1"],
+        3,
+        "max_skipped=1",
+    ),
+    "images too large": (["--config.data.source=folder:{photos}", "--config.data.max_pixels=10"], 3, "max_pixels"),
+    "unknown flag": (["--wokdir=x"], 2, "wokdir"),
+    "stray word": (["train"], 2, "'train' is no flag"),
+    "unknown job": (["--job=trian"], 2, "did you mean 'train'"),
+    "init_from nothing": (["--config.init_from={empty}"], 2, "holds no run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_words_and_nothing_is_written(name, tmp_path, photos, capsys):
+    arguments, code, words = BAD[name]
+    (tmp_path / "empty").mkdir()
+    arguments = [a.format(empty=tmp_path / "empty", photos=photos) for a in arguments]
+    assert smoke(tmp_path / "run", *arguments) == code
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert "Traceback" not in error and error.count("jaxclust: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_jobs_on_runs_that_are_not_there(tmp_path, capsys):
+    for job in ("evaluate", "predict", "report"):
+        assert run(f"--job={job}", f"--workdir={tmp_path / 'none'}", "--images=.", "--out=o.csv") == 2
+        assert "holds no run" in capsys.readouterr().err
+    assert run("--workdir=x") == 2
+    assert "--config is missing" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    arguments = ["--config.batch_size=128", "--config.optimizer.body.name=sgd", "--config.optimizer.body.lr=1e-3"]
+    assert smoke(tmp_path / "run", *arguments, "--config.rounds=1") == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["optimizer"]["body"]["lr"] = 1e30  # as if the run had begun with it
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "deepcluster").iterdir())
+    arguments[-1] = "--config.optimizer.body.lr=1e30"
+    capsys.readouterr()
+    assert smoke(tmp_path / "run", *arguments, "--config.rounds=3") == 4
+    error = capsys.readouterr().err
+    step, ids = re.search(r"loss of step (\d+) is not finite. Ids of its batch: \[([\d, ]+)\]", error).groups()
+    assert 15 <= int(step) < 30 and len(ids.split(",")) == 128
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "deepcluster").iterdir()) == before
+
+
+def test_a_body_can_come_from_another_run(trained, tmp_path, capsys):
+    arguments = ["--config.rounds=1", "--config.batch_size=128", f"--config.init_from={trained}"]
+    assert smoke(tmp_path / "run", *arguments) == 0
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert smoke(tmp_path / "scratch", *arguments[:2]) == 0
+    scratch = json.loads((tmp_path / "scratch" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["clusters/objective"] != scratch["clusters/objective"]
+    assert smoke(tmp_path / "other", *arguments, "--config.model.width=4") == 2
+    assert re.search(r"init_from: state.params.body.* is \(.*this config makes", capsys.readouterr().err)
+
+
+def test_labels_change_nothing_but_the_evaluation(tmp_path, capsys):
+    split = few_digits(200).splits["train"]
+    wrong = np.random.default_rng(0).permutation(split.labels)
+    found = []
+    for name, arrays in {"none": {}, "true": {"labels": split.labels}, "wrong": {"labels": wrong}}.items():
+        np.savez(tmp_path / f"{name}.npz", images=split.images, **arrays)
+        workdir = tmp_path / name
+        arguments = [f"--config.data.source=npz:{tmp_path / name}.npz", "--config.batch_size=64"]
+        assert smoke(workdir, *arguments) == 0
+        results = json.loads((workdir / "results.json").read_text())
+        assert ("train/acc" in results) == bool(arrays)
+        found.append([row["cluster"] for row in rows(workdir / "assignments.csv")])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("flag", "source", "name"),
+    [
+        ("configs/deepcluster.py", "digits", "deepcluster-digits"),
+        ("configs/deepcluster.py:smoke", "digits", "deepcluster-smoke-digits"),
+        ("configs/deepcluster.py:mnist,smoke", "idx:/data/mnist", "deepcluster-mnist-smoke-idx"),
+        ("configs/deepcluster.py:folder", "folder:../my photos/", "deepcluster-folder-my-photos"),
+    ],
+)
+def test_the_default_workdir_names_config_variant_and_source(flag, source, name):
+    path, _, variant = flag.partition(":")
+    config = main.load_config(main.Path(path), variant)
+    config.data.source = source
+    assert main.default_name(flag, config) == name
+
+
+def test_overrides_may_be_written_with_a_space(tmp_path):
+    arguments = ["--config", "configs/deepcluster.py", "--config.rounds", "7", "--config.data.mean=(0.1,)"]
+    command = main.parse(["jaxclust", *arguments])
+    assert command.config.rounds == 7 and command.config.data.mean == (0.1,)
+    with pytest.raises(ConfigError):
+        main.parse(["x", "--config=nothing.py"])
+
+
+@pytest.mark.medium
+def test_help_and_errors_come_at_once():
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "jaxclust.main",
+        "--config=configs/deepcluster.py",
+        "--config.k=3",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "did you mean" in done.stderr
+    assert not re.search(r"\| +(jax|tensorflow|flax)$", done.stderr, re.MULTILINE), "a typo should not cost an import"
+    done = subprocess.run([*command[:1], "-m", "jaxclust.main", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--job" in done.stdout
