@@ -340,3 +340,14 @@ def _may_change(name: str) -> bool:
     last = name.rpartition(".")[2]
     free = ("rounds", "steps", "stages", "init_from", "keep_checkpoints")
     return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features."))
+
+
+def table() -> str:
+    """All settings as a Markdown table, which docs/config.md is."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, default in flatten(base()):
+        field = field_of(name)
+        assert field is not None
+        shown = f"`{default!r}`".replace("|", "\\|")
+        lines.append(f"| `{name}` | {shown} | {field.allowed} | {field.doc} |")
+    return "\n".join(lines) + "\n"

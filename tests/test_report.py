@@ -225,7 +225,7 @@ def test_several_stages_follow_one_another(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     metrics = workdir.read(tmp_path).metrics
     assert metrics.stages == [("moco", 0), ("self", 2)]
-    np.testing.assert_array_equal(metrics.series("train/loss"), [[1, 2, 3], [3, 2, 1]])
+    np.testing.assert_array_equal(metrics.series("train/loss"), [[0, 1, 2], [3, 2, 1]])
     assert metrics.last() == {"round": 0, "train/loss": 1.0, "train/acc": 0.5}
     report(tmp_path)
 

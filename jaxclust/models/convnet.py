@@ -7,7 +7,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import batch_norm, conv_init
+from jaxclust.models.layers import batch_norm, conv_init, halve
 
 
 class ConvNet(nn.Module):
@@ -32,7 +32,7 @@ class ConvNet(nn.Module):
             x = nn.relu(batch_norm(train, name=f"block{block + 1}_norm", **kinds)(x))
             self.sow("maps", f"conv{block + 1}", x)
             if min(x.shape[1:3]) > 1:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = halve(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.dim, name="feature", **kinds)(x)

@@ -160,10 +160,10 @@ def _panel(axes: Axes, panel: Panel, stages: Sequence[tuple[str, int]], theme: T
         axes.axhline(level, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
         ends.append((level, name, theme.muted))
     for name, start in stages[1:]:
-        axes.axvline(start + 0.5, color=theme.line, linewidth=1.2)
+        axes.axvline(start - 0.5, color=theme.line, linewidth=1.2)
         axes.annotate(
             printable(name, 12),
-            (start + 0.6, 1.0),
+            (start - 0.4, 1.0),
             color=theme.muted,
             fontsize=7,
             xycoords=("data", "axes fraction"),

@@ -21,8 +21,8 @@ class Metrics(NamedTuple):
     stages: list[tuple[str, int]]  # name, index of its first row
 
     def series(self, name: str) -> tuple[Array, Array]:
-        """Round numbers (counted from 1 over all stages) and values where `name` was logged."""
-        points = [(i + 1, row[name]) for i, row in enumerate(self.rows) if name in row]
+        """Round numbers (counted from 0 over all stages) and values where `name` was logged."""
+        points = [(i, row[name]) for i, row in enumerate(self.rows) if name in row]
         return tuple(np.array(points, float).reshape(-1, 2).T)  # type: ignore[return-value]
 
     def last(self) -> dict[str, float]:
