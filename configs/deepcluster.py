@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 64
     config.cluster.pca_dim = 16  # about the number of directions in which ten clusters of features differ
     config.cluster.runs = 20
-    config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
+    config.optimizer.body.schedule = "cosine"
     config.optimizer.top.lr = 1e-2  # the head begins anew every round and has one pass to learn
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
@@ -45,8 +45,9 @@ def folder(config: ConfigDict) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Two rounds of a tiny network."""
+    """Two short rounds of a tiny network."""
     config.rounds = 2
+    config.refresh_every = "20 steps"
     config.model.width = 8
     config.model.dim = 32
     config.cluster.runs = 3

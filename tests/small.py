@@ -22,6 +22,7 @@ def small_config(**overrides: Any) -> ConfigDict:
     config = runpy.run_path("configs/deepcluster.py")["get_config"]("smoke")
     config.runtime.devices = 1
     config.batch_size = 128
+    config.refresh_every = "1 epoch"
     with config.unlocked():
         for name, value in overrides.items():
             config.update_from_flattened_dict({name.replace("__", "."): value})

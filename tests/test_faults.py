@@ -61,7 +61,7 @@ sys.exit(main.main(["jaxclust", *sys.argv[3:]]))
 ARGUMENTS = [
     "--config=configs/deepcluster.py:smoke", "--config.rounds=3", "--config.batch_size=128",
     # A cosine would depend on how many rounds there will be.
-    "--config.optimizer.body.schedule=none", "--config.optimizer.top.schedule=none",
+    "--config.optimizer.body.schedule=none",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.getcwd()}
 
