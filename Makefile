@@ -17,7 +17,8 @@ setup: $(READY)
 
 $(READY): setup.py requirements.lock
 	$(PYTHON) -m venv --upgrade-deps $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,test]'
+	@# setuptools warns of a package in its own folder, which is where it is meant to be
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,test]'
 	@touch $@
 
 run: $(READY)

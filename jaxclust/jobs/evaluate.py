@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ Predictions = dict[str, np.ndarray]
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Evaluates the newest checkpoint of the last stage and rewrites results.json."""
-    started = time.monotonic()
     source = open_source(config)
     workdir_lib.check(config, workdir, source)
     stage, state = restore(config, workdir, source.splits["train"])
-    results = write_results(stage, state, source, time.monotonic() - started)
+    results = write_results(stage, state, source, None)
     print(f"{summary(results)}\nresults: {workdir / 'results.json'}", flush=True)
 
 
@@ -49,8 +47,14 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
     return stage, checkpoints.restore(stage.first(), stage.method.fresh).state
 
 
-def write_results(stage: Stage, state: TrainState, source: Source, seconds: float) -> dict[str, Any]:
-    """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results."""
+def write_results(stage: Stage, state: TrainState, source: Source, seconds: float | None) -> dict[str, Any]:
+    """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results.
+
+    `seconds` is how long the training took; None: nothing was trained, what results.json says stays.
+    """
+    path = stage.workdir / "results.json"
+    if seconds is None:
+        seconds = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
     results: dict[str, Any] = {}
     for name, split in source.splits.items():
         predictions = predict(stage, state, split, name)
@@ -74,7 +78,7 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
         "skipped": len(source.skipped),
         "seconds": round(seconds, 1),
     }
-    with replacing(stage.workdir / "results.json") as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
     return results
 

@@ -11,7 +11,7 @@ from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
 from jaxclust.runtime import stop_signal
 from jaxclust.train import workdir as workdir_lib
-from jaxclust.train.loop import run_stage
+from jaxclust.train.loop import is_finished, run_stage
 from jaxclust.train.stage import prepare
 
 
@@ -28,11 +28,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     workdir_lib.check(config, workdir, source)
     workdir_lib.write(config, workdir, source)
     with stop_signal() as stop:
+        finished = all(is_finished(stage) for stage in stages)
         for stage in stages:
             snapshot = run_stage(stage, stop)
         if stop.received:
             raise stop.error()
-        seconds = time.monotonic() - started
+        seconds = None if finished else time.monotonic() - started
         results = evaluate.write_results(stages[-1], snapshot.state, source, seconds)
     report.run(config, workdir, options)
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)

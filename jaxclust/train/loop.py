@@ -33,6 +33,12 @@ from jaxclust.train.writer import Writer
 IN_FLIGHT = 8  # steps that may wait for the device: enough to keep it busy, few enough to bound memory
 
 
+def is_finished(stage: Stage) -> bool:
+    """Whether the newest checkpoint of a stage has its last step."""
+    step = Checkpoints(stage.workdir / "checkpoints" / stage.name).latest()
+    return step is not None and step >= stage.lengths.stage
+
+
 def run_stage(stage: Stage, stop: StopSignal) -> Snapshot:
     """Trains a stage to its end, from its newest checkpoint if it has one.
 
