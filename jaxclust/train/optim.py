@@ -16,7 +16,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 def schedule(group: ConfigDict, steps: int) -> Schedule:
     """Learning rate of an optimiser group by step: constant, or half a cosine down to 0 at `steps`."""
     if group.schedule == "cosine":
-        return optax.cosine_decay_schedule(group.lr, steps)
+        return optax.cosine_decay_schedule(group.lr, max(steps, 1))
     return optax.constant_schedule(group.lr)
 
 
