@@ -129,7 +129,7 @@ def test_18_groups_of_shapes_are_learnt(tmp_path):
     for seed in range(5):
         config = small_config(
             seed=seed, cluster__k=4, rounds=10, refresh_every="4 epochs", batch_size=16, eval_batch_size=64,
-            model__width=16, optimizer__top__lr=1e-2, cluster__pca_dim=8,
+            model__width=16, cluster__pca_dim=4, cluster__runs=20,
         )  # fmt: skip
         workdir = tmp_path / str(seed)
         trained(config, workdir, source_of(images, labels))
