@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def photos(tmp_path_factory):
         path = folder / f"digit {split.labels[i]}" / f"{i:03}, scan.PNG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(split.images[i, ..., 0]).save(path)
+    os.rename(bytes(path), bytes(path.parent) + b"/119 \xff\xfe no UTF-8.png")
     (folder / "digit 0" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     (folder / "digit 0" / "words.png").write_text("no image")
     return folder
@@ -37,7 +39,7 @@ def trained(photos, tmp_path_factory):
 
 
 def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -83,6 +85,8 @@ def test_19_predict_gives_the_training_images_their_last_clusters(trained, photo
     else:
         table = rows(out)
     expected = [(row["path"], int(row["cluster"])) for row in rows(trained / "assignments.csv")]
+    if suffix == "parquet":  # which holds text alone
+        expected = [(os.fsencode(path).decode("utf-8", "replace"), cluster) for path, cluster in expected]
     assert [(row["path"], int(row["cluster"])) for row in table] == expected
     assert all(0 <= float(row["score"]) <= 1 for row in table)
 

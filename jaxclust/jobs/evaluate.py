@@ -96,7 +96,10 @@ def predict(stage: Stage, state: TrainState, split: Split, title: str) -> Predic
 def write_assignments(path: Path, predictions: Predictions, split: Split) -> None:
     """Which file is in which cluster: id, path, cluster, distance (squared, to its centroid)."""
     distance = predictions.get("distance", np.zeros(split.size, np.float32))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,  # names of files
+    ):
         writer = csv.writer(table)
         writer.writerow(("id", "path", "cluster", "distance"))
         for i in range(split.size):
@@ -105,7 +108,10 @@ def write_assignments(path: Path, predictions: Predictions, split: Split) -> Non
 
 def write_confusion(path: Path, table: np.ndarray, names: tuple[str, ...]) -> None:
     """Counts by cluster (rows) and class (columns)."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names of folders
+    ):
         writer = csv.writer(file)
         writer.writerow(("cluster", *names))
         writer.writerows((i, *counts) for i, counts in enumerate(table.tolist()))
