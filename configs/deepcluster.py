@@ -28,6 +28,9 @@ def mnist(config: ConfigDict) -> None:
     """The 60,000 training digits of MNIST; the 10,000 test digits are only predicted."""
     config.data.source = "idx:data/mnist"
     config.batch_size = 128
+    config.rounds = 18
+    config.cluster.runs = 10
+    config.cluster.whiten_power = 0.5
 
 
 def folder(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from jaxclust import config as config_lib
 from jaxclust.data.source import Source, open_source
 from jaxclust.data.split import from_array
 from jaxclust.main import main
+from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
@@ -49,7 +50,9 @@ def prepared(config: ConfigDict, workdir: Path, source: Source | None = None) ->
     """The only stage of a config."""
     workdir.mkdir(parents=True, exist_ok=True)
     name = config_lib.stage_names(config)[0]
-    return stage.prepare(config, name, 0, (source or open_source(config)).splits["train"], workdir)
+    source = source or open_source(config)
+    split = source.splits["train"]
+    return stage.prepare(config, name, split, DataInfo(split.size, split.image_shape, source.num_classes), workdir)
 
 
 def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> Snapshot:

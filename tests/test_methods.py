@@ -1,6 +1,7 @@
 """The contract that every method keeps: those in jaxclust/methods, found by walking, and a toy of every shape."""
 
 import importlib
+import json
 import signal
 
 import jax
@@ -11,9 +12,12 @@ from small import prepared as prepared_on
 from small import trained as trained_on
 from toys import TOYS
 
+from jaxclust import config as config_lib
 from jaxclust import methods, plugins, runtime
 from jaxclust.data.pipeline import exact_batches
 from jaxclust.features.extract import extract
+from jaxclust.jobs import train
+from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop
@@ -158,6 +162,37 @@ def test_stage_without_steps_refreshes_once_and_keeps_what_it_found(config, tmp_
     assert snapshot.state.step == 0 and snapshot.targets.refreshed_at == 0
     assert list(snapshot.targets.ids[:3]) == [0, 2, 4]
     assert snapshot.targets.target.max() == 3
+
+
+@pytest.mark.parametrize("config", ["plain"], indirect=True)
+def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, monkeypatch):
+    config.stages = "first,second,third"
+    with config.unlocked():
+        config.stage.second = {"method": "refreshed", "rounds": 0}
+        config.stage.third = {"method": "refreshed", "rounds": 1, "optimizer": {"body": {"lr": 0.5}}}
+    seen = {}
+
+    def get(config, info):
+        seen[config.method, config.rounds] = sorted(info.files)
+        return TOYS[config.method](config, info)
+
+    monkeypatch.setattr(methods, "get", get)
+    monkeypatch.setattr(train, "open_source", lambda config: few_digits())
+    train.run(config_lib.validate(config), tmp_path / "run", Options())
+    assert seen["plain", 2] == [] and "checkpoints/first" in seen["refreshed", 0]
+    assert {"checkpoints/second", "assignments/first"} <= set(seen["refreshed", 1])
+    saved = {path.name: [p.name for p in path.iterdir()] for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "6" in saved["first"] and saved["second"] == ["0"] and "3" in saved["third"]
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(record["stage"] for record in metrics)) == ["first", "second", "third"]
+    rates = [record["lr/body"] for record in metrics if record["stage"] == "third" and "lr/body" in record]
+    assert rates == pytest.approx([0.375, 0.125, 0.0])  # half a cosine from 0.5 over three steps
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["images"] == 300 and "train/acc" in results
+    (tmp_path / "run" / "results.json").unlink()
+    train.run(config, tmp_path / "run", Options())  # every stage is done: only the evaluation runs again
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in results.items() if k != "seconds"}
 
 
 @pytest.mark.parametrize("config", ["refreshed"], indirect=True)

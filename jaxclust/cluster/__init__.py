@@ -42,6 +42,7 @@ def get(name: str) -> ModuleType:
     return plugins.load(__name__, name, "cluster.method", provides="assign")
 
 
+@functools.cache
 def backend(name: str) -> str:
     """The k-means back end, "faiss" or "jax", that `cluster.backend` means on this machine.
 

@@ -36,8 +36,10 @@ def reduced_dim(size: int, width: int, dim: int) -> int:
     return min(dim, width, size - 1) if dim else width
 
 
-def fit(rows: Chunked, dim: int, *, whiten: bool = True) -> tuple[Whitening, dict[str, Any]]:
-    """Fits the first min(dim, D, N - 1) principal components, scaled to unit variance if `whiten`.
+def fit(rows: Chunked, dim: int, *, power: float = 1.0) -> tuple[Whitening, dict[str, Any]]:
+    """Fits the first min(dim, D, N - 1) principal components, divided by their standard deviation to the `power`.
+
+    Power 1 whitens (equal variances), 0 only rotates.
 
     `dim` 0 only subtracts the mean. The shapes depend on (N, D, dim) alone, never on the values.
     `info`: `variance` (share kept), `dim`, `floored` (components whose variance was too small to
@@ -58,7 +60,7 @@ def fit(rows: Chunked, dim: int, *, whiten: bool = True) -> tuple[Whitening, dic
         )
     mean, values, vectors, total = _principal(rows, kept)
     floor = _FLOOR * values[0]
-    scale = 1 / np.sqrt(np.maximum(values, floor)) if whiten else np.ones(kept)
+    scale = np.maximum(values, floor) ** (-power / 2)
     vectors *= np.where(np.take_along_axis(vectors, _peaks(vectors), axis=0) < 0, -scale, scale)
     floored = int(np.count_nonzero(values < floor))
     share = float(values.sum() / total)

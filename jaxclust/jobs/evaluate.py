@@ -38,12 +38,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, TrainState]:
     """The last stage of a workdir, to work on `split`, and its newest state; ConfigError if there is no checkpoint."""
-    names = stage_names(config)
-    folder = workdir / "checkpoints" / names[-1]
+    name = stage_names(config)[-1]
+    folder = workdir / "checkpoints" / name
     checkpoints = Checkpoints(folder) if folder.exists() else None
     if checkpoints is None or checkpoints.latest() is None:
-        raise ConfigError(f"--workdir={workdir} has no checkpoint of stage {names[-1]!r}; train it first (--job=train)")
-    stage = prepare(config, names[-1], len(names) - 1, split, workdir, workdir_lib.data_info(workdir))
+        raise ConfigError(f"--workdir={workdir} has no checkpoint of stage {name!r}; train it first (--job=train)")
+    stage = prepare(config, name, split, workdir_lib.data_info(workdir), workdir)
     return stage, checkpoints.restore(stage.first(), stage.method.fresh).state
 
 

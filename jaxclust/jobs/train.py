@@ -9,6 +9,7 @@ from jaxclust.config import stage_names
 from jaxclust.data.source import Source, open_source
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
+from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import stop_signal
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.loop import is_finished, run_stage
@@ -24,7 +25,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     source = open_source(config)
     config = workdir_lib.resolved(config, source)
     print(describe(source), flush=True)
-    stages = [prepare(config, name, i, source.splits["train"], workdir) for i, name in enumerate(stage_names(config))]
+    split = source.splits["train"]
+    info = DataInfo(split.size, split.image_shape, source.num_classes)
+    stages = [prepare(config, name, split, info, workdir) for name in stage_names(config)]
     workdir_lib.check(config, workdir, source)
     workdir_lib.write(config, workdir, source)
     with stop_signal() as stop:

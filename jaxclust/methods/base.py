@@ -1,6 +1,7 @@
 """What a method is: a tuple of pure functions, made by `make(config, info)` in a file of its own."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +25,8 @@ class DataInfo(NamedTuple):
 
     size: int
     image_shape: tuple[int, ...]  # [H, W, C], or [D] for vectors
-    num_classes: int | None = None  # only for methods with labels="class" or "group"
-    files: Mapping[str, str] = {}  # what earlier stages left, by name
+    num_classes: int | None = None  # for methods with labels="class" or "group"
+    files: Mapping[str, Path] = {}  # folders that earlier stages left, such as "checkpoints/moco"
 
 
 class Aux(NamedTuple):

@@ -123,7 +123,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
 def reduced(config: ConfigDict, rows: Chunked) -> tuple[Whitening, np.ndarray, dict[str, float]]:
     """PCA-whitening of the features, fitted anew, and the points it gives (the paper's implementation details)."""
     c = config.cluster
-    whitening, info = reduce.fit(rows, c.pca_dim, whiten=c.whiten)
+    whitening, info = reduce.fit(rows, c.pca_dim, power=c.whiten_power if c.whiten else 0.0)
     points, zero_rows = reduce.transform(rows, whitening, l2=c.l2)
     return whitening, points, {"features/kept_variance": info["variance"], "features/zero_rows": float(zero_rows)}
 

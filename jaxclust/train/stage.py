@@ -43,15 +43,17 @@ class Stage(NamedTuple):
     first: Callable[[], Snapshot]  # the state before the first step
 
 
-def prepare(
-    config: ConfigDict, name: str, number: int, split: Split, workdir: Path, info: DataInfo | None = None
-) -> Stage:
+def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir: Path) -> Stage:
     """Stage `name` of `config` on `split`; errors of settings and data show here.
 
-    `info` describes the data that a restored state was trained on, where `split` is not these.
+    `info` describes the data that the stage is trained on, which for new images is not `split`.
     """
+    names = stage_names(config)
+    number = names.index(name)
     config = for_stage(config, name)
-    info = info or DataInfo(split.size, split.image_shape)
+    kinds = ("checkpoints", "assignments", "rows")
+    left = {f"{kind}/{earlier}": workdir / kind / earlier for earlier in names[:number] for kind in kinds}
+    info = info._replace(files=left)
     method = methods.get(config, info)
     missing = [view for view in method.views if view not in config.views]
     if missing:

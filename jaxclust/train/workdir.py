@@ -56,7 +56,7 @@ def write(config: ConfigDict, workdir: Path, source: Source) -> None:
     config_lib.save(config, workdir / "config.json")
     _write(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
     split = source.splits["train"]
-    about = {"source": source.name, "size": split.size, "image_shape": split.image_shape}
+    about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.num_classes}
     _write(workdir / "data.json", json.dumps(about, indent=2) + "\n")
     _write(workdir / "images.csv", _image_list(source))
     if source.skipped:
@@ -66,7 +66,7 @@ def write(config: ConfigDict, workdir: Path, source: Source) -> None:
 def data_info(workdir: Path) -> DataInfo:
     """What the run in `workdir` was trained on, so that its state can be used without it."""
     about = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
-    return DataInfo(about["size"], tuple(about["image_shape"]))
+    return DataInfo(about["size"], tuple(about["image_shape"]), about["num_classes"])
 
 
 def environment() -> dict[str, object]:
