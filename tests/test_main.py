@@ -99,12 +99,16 @@ def test_predict_needs_the_workdir_alone(trained, tmp_path):
     assert [row["path"] for row in rows(tmp_path / "o.csv")] == ["a.jpg"]
 
 
-def test_evaluate_gives_the_results_of_the_training(trained, capsys):
-    before = json.loads((trained / "results.json").read_text())
-    assert run("--job=evaluate", f"--workdir={trained}") == 0
-    after = json.loads((trained / "results.json").read_text())
-    del before["seconds"], after["seconds"]
-    assert after == before
+@pytest.mark.parametrize("with_config", [False, True])
+def test_evaluate_gives_the_results_of_the_training(trained, photos, capsys, with_config):
+    before = (trained / "results.json").read_bytes()
+    arguments = ["--job=evaluate", f"--workdir={trained}"]
+    if with_config:
+        flags = ["--config=configs/deepcluster.py:smoke", f"--config.data.source=folder:{photos}"]
+        arguments += [*flags, "--config.batch_size=64"]
+    assert run(*arguments) == 0
+    assert (trained / "results.json").read_bytes() == before
+    after = json.loads(before)
     assert f"ACC {after['train/acc']:.3f}" in capsys.readouterr().out
 
 

@@ -29,6 +29,7 @@ Predictions = dict[str, np.ndarray]
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Evaluates the newest checkpoint of the last stage and rewrites results.json."""
+    config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
     source = open_source(config)
     workdir_lib.check(config, workdir, source)
     stage, state = restore(config, workdir, source.splits["train"])

@@ -12,6 +12,7 @@ from jaxclust.evaluation import suite
 from jaxclust.files import replacing
 from jaxclust.jobs import evaluate
 from jaxclust.jobs.options import Options
+from jaxclust.train import workdir as workdir_lib
 
 Table = dict[str, list]
 
@@ -26,6 +27,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ConfigError("--job=predict needs --images=FOLDER")
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out={options.out!r} must name a .csv or .parquet file")
+    config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
     config.data.source = f"folder:{options.images}"
     source = open_source(config)
     stage, state = evaluate.restore(config, workdir, source.splits["train"])

@@ -23,7 +23,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """
     started = time.monotonic()
     source = open_source(config)
-    config = workdir_lib.resolved(config, source)
+    config = workdir_lib.resolved(config, source.splits["train"].image_shape)
     print(describe(source), flush=True)
     split = source.splits["train"]
     info = DataInfo(split.size, split.image_shape, source.num_classes)

@@ -21,12 +21,11 @@ from jaxclust.methods.base import DataInfo
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "faiss-cpu", "faiss-gpu", "numpy")
 
 
-def resolved(config: ConfigDict, source: Source) -> ConfigDict:
-    """The config with what the data decided filled in, so that later images are treated the same."""
+def resolved(config: ConfigDict, image_shape: tuple[int, ...]) -> ConfigDict:
+    """The config with what the training images decided filled in, so that later ones are treated the same."""
     config = ConfigDict(config.to_dict())
-    shape = source.splits["train"].image_shape
-    if len(shape) == 3:
-        config.data.image_size, _, config.data.channels = shape
+    if len(image_shape) == 3:
+        config.data.image_size, _, config.data.channels = image_shape
     return config
 
 
@@ -65,7 +64,10 @@ def write(config: ConfigDict, workdir: Path, source: Source) -> None:
 
 def data_info(workdir: Path) -> DataInfo:
     """What the run in `workdir` was trained on, so that its state can be used without it."""
-    about = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
+    path = workdir / "data.json"
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir} holds no run (there is no {path}); train one first (--job=train)")
+    about = json.loads(path.read_text(encoding="utf-8"))
     return DataInfo(about["size"], tuple(about["image_shape"]), about["num_classes"])
 
 
