@@ -25,7 +25,8 @@ def load(path, variant=""):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_every_config_is_valid(path, variant):
-    c.validate(load(path, variant))
+    config = load(path, variant)
+    assert c.validate(config) is config
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
