@@ -17,8 +17,10 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",
+        "flatbuffers>=24.3",  # which jax.export needs and jax does not bring
         "flax>=0.12",
         "jax>=0.10",
+        "importlib_resources>=6",  # which TFDS downloads with and does not declare
         "Jinja2>=3.1",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
@@ -26,12 +28,13 @@ setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.20",
         "Pillow>=11.0",
+        "safetensors>=0.4.3",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "tensorboard>=2.19",  # which clu needs and TensorFlow no longer brings
         "tensorflow-cpu>=2.19; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.19; sys_platform != 'linux' or platform_machine != 'x86_64'",
-        "tensorflow-datasets>=4.9.7",
+        "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -3,6 +3,9 @@
 python -m jaxclust.main --config=configs/deepcluster.py
 python -m jaxclust.main --config=configs/deepcluster.py:mnist --config.data.source=idx:FOLDER
 python -m jaxclust.main --config=configs/deepcluster.py:folder --config.data.source=folder:PHOTOS --config.cluster.k=20
+python -m jaxclust.main --config=configs/deepcluster.py:cifar10
+python -m jaxclust.main --config=configs/deepcluster.py:imagenette --config.data.source=folder:imagenette2
+python -m jaxclust.main --config=configs/deepcluster.py:imagenet --config.data.source=folder:IMAGENET
 python -m jaxclust.main --config=configs/deepcluster.py:smoke
 """
 
@@ -21,7 +24,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.top.lr = 1e-2  # the head begins anew every round and has one pass to learn
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
-    return c.apply_variants(config, variant, {"mnist": mnist, "folder": folder, "smoke": smoke})
+    variants = {
+        "mnist": mnist, "folder": folder, "cifar10": cifar10, "imagenette": imagenette, "imagenet": imagenet,
+        "smoke": smoke,
+    }  # fmt: skip
+    return c.apply_variants(config, variant, variants)
 
 
 def mnist(config: ConfigDict) -> None:
@@ -34,23 +41,76 @@ def mnist(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-    """Photos of any size, seen at 64 x 64."""
+    """Photos of any size, seen at 64 x 64; the number of clusters is yours to say, or to find with --job=sweep."""
     config.data.source = "folder:photos"
     config.data.image_size = 64
-    config.data.mean = (0.485, 0.456, 0.406)
-    config.data.std = (0.229, 0.224, 0.225)
+    config.cluster.k = 0
     config.batch_size = 128
     config.cluster.pca_dim = 32
+    natural(config)
     view = config.views.train
-    view.crop_area, view.flip = 0.35, 0.5
+    view.crop_area = 0.35
     view.brightness, view.contrast, view.saturation = 0.3, 0.3, 0.3
+
+
+def cifar10(config: ConfigDict) -> None:
+    """CIFAR-10 from TFDS, or from class folders, with a ResNet-18 for small images."""
+    folder(config)
+    config.data.source = "tfds:cifar10"
+    config.data.image_size = 32
+    config.cluster.k = 10
+    config.model.name, config.model.stem = "resnet18", "small"
+
+
+def imagenette(config: ConfigDict) -> None:
+    """Ten classes of ImageNet with a VGG16, Adam for the body and SGD for the top; k is the number of classes."""
+    published(config)
+    config.data.source = "folder:imagenette2"
+    config.model.name = "vgg16"
+    config.cluster.k = 10
+    config.batch_size = config.eval_batch_size = 64
+    config.rounds = 40
+    body = config.optimizer.body
+    body.name, body.lr, body.wd = "adam", 1e-4, 0.0
+
+
+def imagenet(config: ConfigDict) -> None:
+    """The paper's ImageNet run: AlexNet on Sobel gradients, 10,000 clusters (its tables took 500 rounds)."""
+    published(config)
+    config.data.source = "folder:imagenet"
+    config.model.name, config.model.sobel = "alexnet", True
+    config.cluster.k = 10_000
+    config.rounds = 200
+
+
+def published(config: ConfigDict) -> None:
+    """What the paper does to natural images at 224 x 224, and its optimisers."""
+    natural(config)
+    config.seed = 31
+    config.data.image_size = 224
+    config.batch_size = 256
+    config.views.train.crop_area = 0.08
+    config.cluster.pca_dim, config.cluster.runs = 256, 1
+    for group in (config.optimizer.body, config.optimizer.top):
+        group.name, group.lr, group.schedule, group.wd = "sgd", 0.05, "none", -5.0
+    config.optimizer.top.momentum = 0.0
+
+
+def natural(config: ConfigDict) -> None:
+    """Colours as ImageNet has them on average, and mirror images in place of turned and sheared ones."""
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    view = config.views.train
+    view.flip = 0.5
     view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
 
 
 def smoke(config: ConfigDict) -> None:
-    """Two short rounds of a tiny network."""
+    """Two short rounds of a tiny network on tiny images."""
     config.rounds = 2
     config.refresh_every = "20 steps"
+    config.data.image_size = min(config.data.image_size, 32)
     config.model.width = 8
     config.model.dim = 32
+    config.cluster.k = min(config.cluster.k, 10)
     config.cluster.runs = 3

@@ -123,9 +123,20 @@ _VIEW = {
 _OPTIMIZER = {
     "name": _choice("adam", ("sgd",), "rule by which this group of parameters moves"),
     "lr": _number(1e-3, 0.0, math.inf, "learning rate at the start"),
-    "schedule": _choice("none", ("cosine",), "course of the learning rate over the stage"),
+    "schedule": _choice("none", ("cosine", "exponential", "plateau"), "course of the learning rate over the stage"),
+    "every": _duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
+    "gamma": Field(0.95, lambda v: 0 < v <= 1, "over 0, at most 1", "exponential: factor of the rate per `every`"),
+    "factor": Field(0.1, lambda v: 0 < v < 1, "between 0 and 1", "plateau: factor when the training loss stalls"),
+    "patience": _number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
+    "min_lr": _number(0.0, 0.0, math.inf, "plateau: the rate does not fall below this"),
     "momentum": _number(0.9, 0.0, 0.9999, "momentum of sgd"),
     "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient, on every parameter"),
+    "wd": Field(
+        0.0,
+        lambda v: v == 0 or -30 <= v <= -1,
+        "an exponent from -30 to -1 (-5: a decay of 10**-5), or 0; a plain value such as 1e-5 is `weight_decay`",
+        "weight decay as the exponent of 10; 0: `weight_decay` says it",
+    ),
 }
 
 FIELDS: dict[str, Any] = {
@@ -142,9 +153,11 @@ FIELDS: dict[str, Any] = {
     "save_every": _duration("1 round", "how often a checkpoint is saved"),
     "keep_checkpoints": _number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
     "init_from": _text("", "workdir of another run whose body the first stage starts with"),
+    "freeze_body": _flag(False, "whether the body stays as it is; its features are then computed once and kept"),
     "sampler": _choice("uniform_cluster", ("uniform_image", "upstream"), "how a round draws its images"),
     "data": {
-        "source": _name("digits", "digits, idx:DIR, npz:FILE, folder:DIR or features:FILE"),
+        "source": _name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "data_dir": _text("", "tfds: where its data sets lie; empty: TFDS' own default"),
         "image_size": _number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "cache_bytes": _number(4 * 2**30, 0, math.inf, "decoded images are kept in memory up to this size"),
@@ -155,16 +168,19 @@ FIELDS: dict[str, Any] = {
     },
     "views": Each(_VIEW, ("train",)),
     "model": {
-        "name": _name("convnet", "the network, a file in jaxclust/models"),
-        "width": _number(32, 1, 4096, "channels of the first block"),
-        "blocks": _number(3, 1, 6, "blocks, each of twice the channels and half the side"),
-        "dim": _number(128, 2, 65536, "length of the feature"),
-        "dropout": _number(0.0, 0.0, 0.9, "share of feature units dropped in training"),
+        "name": _name("convnet", "the network: convnet, alexnet, vgg16, resnet18, resnet34 or resnet50"),
+        "width": _number(0, 0, 4096, "channels of the first convolution; 0: the network's own"),
+        "blocks": _number(3, 1, 6, "convnet: blocks, each of twice the channels and half the side"),
+        "dim": _number(0, 0, 65536, "length of the feature; 0: the network's own"),
+        "dropout": _number(-1.0, -1.0, 0.9, "share of units dropped in training; -1: the network's own"),
+        "sobel": _flag(False, "whether the network sees the horizontal and vertical gradient in place of colours"),
+        "stem": _choice("imagenet", ("small",), "resnet: 7 x 7 with pooling, or 3 x 3 for images of some 32 pixels"),
     },
     "cluster": {
-        "method": _choice("kmeans", (), "clustering of the features"),
+        "method": _choice("kmeans", ("pic",), "clustering of the features"),
         "backend": _choice("auto", ("faiss", "jax"), "auto: faiss where it is installed, else jax"),
-        "k": _number(10, 2, math.inf, "number of clusters"),
+        "k": Field(10, lambda v: v == 0 or v >= 2, "at least 2", "number of clusters of kmeans; 0: still to be said"),
+        "seed": _number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
         "iterations": _number(20, 1, math.inf, "Lloyd iterations"),
         "runs": _number(1, 1, math.inf, "restarts of which the best objective is kept"),
         "reseed_empty": _choice("split", ("farthest",), "what an empty cluster is replaced by"),
@@ -172,19 +188,28 @@ FIELDS: dict[str, Any] = {
         "whiten": _flag(True, "whether kept dimensions are divided by their standard deviation"),
         "whiten_power": _number(1.0, 0.0, 1.0, "the power it is taken to; 1: equal variances"),
         "l2": _flag(True, "whether rows are then scaled to unit length"),
+        "pic": {
+            "neighbours": _number(5, 1, 10_000, "edges from each image in the graph of nearest neighbours"),
+            "sigma": _positive(0.2, "width of the kernel exp(-d^2 / sigma^2) on squared distances"),
+            "alpha": Field(0.001, lambda v: 0 < v <= 1, "over 0, at most 1", "share of the graph in a power iteration"),
+            "iterations": _number(200, 1, math.inf, "power iterations"),
+            "merge_singletons": _flag(True, "whether a cluster of one image joins its nearest larger one"),
+            "bucket": _number(256, 1, 65536, "the head's outputs are a multiple of this, so that it seldom recompiles"),
+        },
     },
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": _name("clustering", "names of the evaluations, separated by commas"),
         "nmi_average": _choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
+        "silhouette_sample": _number(2000, 10, 100_000, "images that the silhouette is measured on"),
     },
     "features": {
         "memory_bytes": _number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
     },
     "runtime": {
         "dtype": _choice("float32", ("bfloat16", "float64"), "precision of the network"),
-        "devices": _number(0, 0, math.inf, "devices used; 0: all there are"),
-        "cpu_devices": _number(0, 0, 256, "devices a CPU is split into; 0: one"),
+        "devices": _number(0, 0, math.inf, "devices used; 0: all, on a CPU as many as are fastest"),
+        "cpu_devices": _number(0, 0, 256, "devices a CPU is split into; 0: one for each core"),
     },
 }
 
@@ -275,6 +300,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         _check_leaf(name, value, field)
     for name in stage_names(config):
         stage = for_stage(config, name)
+        if stage.cluster.method == "kmeans" and stage.cluster.k == 0:
+            raise ConfigError(
+                "config.cluster.k=0: say into how many clusters, such as --config.cluster.k=20; compare several with "
+                "--job=sweep --over=cluster.k=5,10,20, or let --config.cluster.method=pic find their number"
+            )
         if stage.rounds and stage.steps:
             raise ConfigError(
                 f"config.rounds={stage.rounds} and config.steps={stage.steps}: only one can say how long stage "
@@ -339,7 +369,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
 
 def _may_change(name: str) -> bool:
     last = name.rpartition(".")[2]
-    free = ("rounds", "steps", "stages", "init_from", "keep_checkpoints")
+    free = ("rounds", "steps", "stages", "init_from", "keep_checkpoints", "data_dir", "cache_bytes")
     return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features."))
 
 

@@ -50,12 +50,15 @@ def parse(argv: Sequence[str]) -> Command:
     texts = {
         "config": "a file in configs/ and its variants, such as configs/deepcluster.py:mnist,smoke",
         "workdir": "folder of the run; by default runs/<config>-<variant>-<source>",
-        "job": "train, evaluate, predict or report",
+        "job": "train, evaluate, predict, export, sweep or report",
         "images": "predict: folder of images",
         "out": "predict: the .csv or .parquet file to write",
+        "by-cluster": "export: link or copy, folders of the images of each cluster",
     }
     for name, words in texts.items():
         flags.DEFINE_string(name, "train" if name == "job" else "", words, flag_values=known)
+    flags.DEFINE_multi_string("over", [], "sweep: NAME=VALUE,VALUE,…, such as cluster.k=5,10,20", flag_values=known)
+    flags.DEFINE_bool("overwrite", False, "export: replace what an earlier export wrote", flag_values=known)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=known)
     try:
         rest = known([argv[0], *others])
@@ -67,16 +70,19 @@ def parse(argv: Sequence[str]) -> Command:
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; write --flag=value")
     config = _override(_base_config(known.config, known.workdir, known.job), overrides)
-    config_lib.validate(config)
-    workdir = Path(known.workdir or Path("runs") / default_name(known.config, config))
-    return Command(config, workdir, known.job, Options(known.images, known.out))
+    if known.job != "sweep":  # which fills in what it sweeps over, and checks each of its runs
+        config_lib.validate(config)
+    workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
+    options = Options(known.images, known.out, known["by-cluster"].value or "", tuple(known.over), known.overwrite)
+    return Command(config, workdir, known.job, options)
 
 
-def default_name(config_flag: str, config: ConfigDict) -> str:
-    """<config>-<variant>-<source>, without what is empty or said twice."""
+def default_name(config_flag: str, config: ConfigDict, job: str = "train") -> str:
+    """<config>-<variant>-<source>, without what is empty or said twice; a sweep is another folder than a run."""
     path, _, variant = config_flag.partition(":")
     kind, _, where = config.data.source.partition(":")
-    parts = [Path(path).stem, *variant.split(","), kind, Path(where).stem if where else ""]
+    parts = [Path(path).stem, *variant.split(","), kind, where if kind == "tfds" else Path(where).stem]
+    parts += ["sweep"] if job == "sweep" else []
     slugs = [re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") for part in parts]
     return "-".join(dict.fromkeys(slug for slug in slugs if slug))
 

@@ -26,12 +26,17 @@ AXIS = "data"  # the one axis of the one mesh
 def start(config: ConfigDict) -> None:
     """Sets JAX up for `config.runtime`; to be called before anything runs on a device."""
     jax.config.update("jax_enable_x64", config.runtime.dtype == "float64")
-    if config.runtime.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
+    if config.runtime.cpu_devices or jax.config.values["jax_num_cpu_devices"] < 0:  # negative: nobody has decided yet
+        jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices or cores())
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jaxclust" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Every k-means back end, found by walking the folder, against one contract and slow doubles."""
 
+import importlib
 import logging
 
 import faiss
@@ -11,16 +12,21 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
 from jaxclust import cluster, plugins
-from jaxclust.cluster import _lloyd, kmeans_faiss, kmeans_jax
+from jaxclust.cluster import _faiss, _lloyd, kmeans_faiss, kmeans_jax
+from jaxclust.config import base
 from jaxclust.errors import ConfigError, DataError
 
 BACKENDS = [name for name in plugins.names("jaxclust.cluster") if name.startswith("kmeans_")]
 REPAIRS = ["split", "farthest"]
 
 
+def module(name):
+    return importlib.import_module(f"jaxclust.cluster.{name}")
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    return cluster.get(request.param)
+    return module(request.param)
 
 
 def blobs(seed=0, size=50):
@@ -118,7 +124,7 @@ def test_labels_and_objective_are_those_of_faiss_itself(backend):
 
 @pytest.mark.parametrize("rows", [noise(1000, 8), duplicates()], ids=["noise", "duplicates"])
 def test_back_ends_agree_from_equal_initial_ids(rows):
-    found = [cluster.get(name).kmeans(rows, 30, 5).info["objective"] for name in BACKENDS]
+    found = [module(name).kmeans(rows, 30, 5).info["objective"] for name in BACKENDS]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5, abs=1e-3)
     assert found[0][-1] == pytest.approx(found[1][-1], rel=0.01, abs=1e-3)
 
@@ -155,8 +161,8 @@ def test_restarts_keep_the_lowest_objective(backend):
 def test_permuting_the_rows_permutes_the_labels(order, name):
     rows, order = noise(60, 4), np.array(order)
     ids = np.arange(5) * 7
-    plain = cluster.get(name).kmeans(rows, 5, 0, initial_ids=ids)
-    moved = cluster.get(name).kmeans(rows[order], 5, 0, initial_ids=np.argsort(order)[ids])
+    plain = module(name).kmeans(rows, 5, 0, initial_ids=ids)
+    moved = module(name).kmeans(rows[order], 5, 0, initial_ids=np.argsort(order)[ids])
     np.testing.assert_array_equal(moved.labels, plain.labels[order])
 
 
@@ -165,7 +171,7 @@ def test_permuting_the_rows_permutes_the_labels(order, name):
 def test_contract_on_random_rows_with_ties(size, k, seed, name):
     rows = np.random.default_rng(seed).integers(0, 3, (size, 2)).astype(np.float32)
     if k <= size:
-        check_contract(cluster.get(name).kmeans(rows, k, seed, iterations=5), rows, k)
+        check_contract(module(name).kmeans(rows, k, seed, iterations=5), rows, k)
 
 
 def test_fewer_distinct_points_than_clusters_leaves_some_empty(backend):
@@ -290,10 +296,65 @@ def test_jax_compiles_once_for_a_shape():
 
 
 def test_get_lists_the_clusterings_and_nothing_else():
-    with pytest.raises(ConfigError, match="cluster.method='kmeens_jax'") as error:
-        cluster.get("kmeens_jax")
-    assert "did you mean 'kmeans_jax'" in str(error.value)
-    assert "reduce" not in str(error.value) and "lloyd" not in str(error.value)
+    c = base().cluster
+    c.method = "pick"
+    with pytest.raises(ConfigError, match=r"config\.cluster\.method='pick'") as error:
+        cluster.get(c)
+    assert "did you mean 'pic'" in str(error.value)
+    assert str(error.value).endswith("There is: kmeans_faiss, kmeans_jax, pic.")
+
+
+@pytest.mark.parametrize("name", ["faiss", "jax"])
+def test_the_settings_reach_k_means(name, monkeypatch):
+    c = base().cluster
+    c.update({"backend": name, "k": 4, "iterations": 3, "runs": 2, "reseed_empty": "farthest"})
+    rows, ran = noise(), []
+    kmeans = module(f"kmeans_{name}").kmeans
+    expected = kmeans(rows, 4, 7, iterations=3, runs=2, reseed_empty="farthest")
+    monkeypatch.setattr(module(f"kmeans_{name}"), "kmeans", lambda *a, **kw: ran.append(kw) or kmeans(*a, **kw))
+    found = cluster.get(c)(rows, 7)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.info == expected.info
+    assert ran == [{"iterations": 3, "runs": 2, "reseed_empty": "farthest"}]
+    assert cluster.asked(c) == 4
+
+
+@pytest.mark.parametrize("method", ["kmeans", "pic"])
+@pytest.mark.parametrize("name", ["faiss", "jax"])
+def test_every_clustering_keeps_one_contract(method, name):
+    c = base().cluster
+    c.update({"method": method, "backend": name, "k": 4})
+    clustering = cluster.get(c)
+    rows = np.concatenate([blobs()[0], duplicates()[:60, :3]])
+    before = rows.copy()
+    found = clustering(rows, 3)
+    np.testing.assert_array_equal(rows, before)
+    assert found.labels.dtype == np.int32 and found.labels.shape == (len(rows),)
+    assert found.centroids.dtype == np.float32 and found.centroids.shape == (found.labels.max() + 1, 3)
+    assert found.distances.dtype == np.float32
+    own = ((rows - found.centroids[found.labels].astype(np.float64)) ** 2).sum(1)
+    np.testing.assert_allclose(found.distances, own, rtol=1e-4, atol=1e-6)
+    assert found.info["iterations"] >= 1 and found.info["empty"] == 0 and "splits" in found.info
+    assert np.isfinite(found.info["objective"][-1])
+    for first, second in zip(found[:3], clustering(rows.astype(np.float64), 3)[:3], strict=True):
+        np.testing.assert_array_equal(first, second)
+    rows[17, 0] = np.inf
+    with pytest.raises(DataError, match="row 17 "):
+        clustering(rows, 3)
+
+
+def test_a_small_search_leaves_a_later_large_one_its_threads(monkeypatch):
+    counts = []
+    monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: counts[-1] if counts else 8)
+    monkeypatch.setattr(faiss, "omp_set_num_threads", counts.append)
+    _faiss._threads.cache_clear()
+    try:
+        for small in (1 << 60, 0, 1 << 60, 0):
+            monkeypatch.setattr(_faiss, "_SMALL", small)
+            _faiss.search(noise(5), noise(9), 2)
+    finally:
+        _faiss._threads.cache_clear()
+    assert counts == [1, 8, 1, 8]
 
 
 @pytest.mark.parametrize(

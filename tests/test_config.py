@@ -11,40 +11,11 @@ from hypothesis import strategies as st
 
 from jaxclust import config as c
 from jaxclust.errors import ConfigError
-from jaxclust.methods.base import DataInfo
 from jaxclust.train.lengths import due, lengths
 
-CONFIGS = sorted(Path("configs").glob("*.py"))
-VARIANTS = ["", "smoke", "mnist", "folder", "mnist,smoke"]
 
-
-def load(path, variant=""):
-    return runpy.run_path(str(path))["get_config"](variant)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_config_is_valid(path, variant):
-    config = load(path, variant)
-    assert c.validate(config) is config
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_config_traces_at_full_size(path, variant):
-    import jax
-
-    from jaxclust import methods
-    from jaxclust.train.stage import example_batch
-
-    config = load(path, variant)
-    side, channels = config.data.image_size or 28, config.data.channels or 3
-    info = DataInfo(60_000, (side, side, channels))
-    method = methods.get(config, info)
-    batch = example_batch(method, info, config.batch_size)
-    params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
-    features = jax.eval_shape(method.embed, params, extra, next(iter(batch["views"].values())))
-    assert features.shape == (config.batch_size, config.model.dim)
+def load(path, variant):
+    return runpy.run_path(path)["get_config"](variant)
 
 
 def test_every_field_is_read_somewhere():
@@ -150,7 +121,8 @@ def test_lengths_in_steps():
     config.log_every, config.eval_every, config.save_every = "7 steps", "never", "2 rounds"
     made = lengths(config, 1797)
     assert made.round == math.ceil(898 / 64) == 15
-    assert made == (45, 15, 7, 0, 30)
+    assert made[:5] == (45, 15, 7, 0, 30)
+    assert made.every == {"body": 15, "top": 15}
     config.refresh_every = "2 epochs"
     assert lengths(config, 1797).round == math.ceil(2 * 1797 / 64)
     assert [step for step in range(8) if due(step, 3)] == [0, 3, 6]

@@ -5,17 +5,15 @@ import math
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from small import few_digits, prepared, small_config, trained
 
 from jaxclust.data.source import Source
 from jaxclust.data.split import from_array
 from jaxclust.errors import CollapseError, ConfigError
 from jaxclust.runtime import StopSignal
-from jaxclust.train import loop, optim
+from jaxclust.train import loop
 from jaxclust.train.refresh import refresh, run
 
 
@@ -79,33 +77,6 @@ def test_13_head_is_drawn_as_specified(tmp_path):
     assert not np.asarray(top["bias"]).any()
 
 
-def test_14_a_step_of_sgd_is_that_of_pytorch_on_every_parameter():
-    group = ConfigDict({"name": "sgd", "lr": 0.05, "schedule": "none", "momentum": 0.9, "weight_decay": 1e-2})
-    optimizer = optim.group_optimizer(group, steps=10)
-    params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([0.5]), "scale": jnp.asarray([1.5])}
-    state = optimizer.init(params)
-    expected, velocity = {k: np.asarray(v, np.float64) for k, v in params.items()}, dict.fromkeys(params, 0.0)
-    for step in range(3):
-        gradient = {name: jnp.full_like(value, 0.3 * (step + 1)) for name, value in params.items()}
-        changes, state = optimizer.update(gradient, state, params, step=jnp.asarray(step))
-        params = jax.tree.map(jnp.add, params, changes)
-        for name in expected:
-            g = 0.3 * (step + 1) + 1e-2 * expected[name]
-            velocity[name] = 0.9 * velocity[name] + g
-            expected[name] = expected[name] - 0.05 * velocity[name]
-    for name in expected:
-        np.testing.assert_allclose(params[name], expected[name], rtol=1e-6)
-
-
-def test_a_renewed_head_goes_on_with_the_schedule():
-    config = small_config(optimizer__top__schedule="cosine", optimizer__top__lr=1.0, optimizer__top__name="sgd")
-    config.optimizer.top.momentum = 0.0
-    optimizer = optim.group_optimizer(config.optimizer.top, steps=100)
-    params = {"kernel": jnp.zeros(1)}
-    changes, _ = optimizer.update({"kernel": jnp.ones(1)}, optimizer.init(params), params, step=jnp.asarray(50))
-    np.testing.assert_allclose(changes["kernel"], -0.5, rtol=1e-6)
-
-
 def groups_of_shapes():
     """64 images in 4 groups: a red disc, a blue square, a green ring or a yellow bar, at slightly different places."""
     rng = np.random.default_rng(0)
@@ -139,7 +110,7 @@ def test_18_groups_of_shapes_are_learnt(tmp_path):
 
 
 def test_images_that_are_all_equal_are_a_collapse_said_in_words(tmp_path):
-    with pytest.raises(CollapseError, match="fell into one of 10 clusters"):
+    with pytest.raises(CollapseError, match="fell into one cluster"):
         trained(small_config(), tmp_path, source_of(np.full((64, 8, 8, 1), 7, np.uint8)))
 
 
@@ -175,3 +146,64 @@ def test_nothing_recompiles_after_the_first_round(tmp_path, monkeypatch):
     assert len(set(found)) > 1, "the number of non-empty clusters should change in this test"
     assert counts[0] > 0
     assert counts[2:5] == [counts[1]] * 3, counts  # the first round is 0 -> 1; the last adds `predict`
+
+
+def with_pic(**fields):
+    """A config in which the clustering finds the number of clusters."""
+    fields = {"cluster__pic__neighbours": 12, "cluster__pic__alpha": 0.9, "cluster__pic__bucket": 8, **fields}
+    return small_config(cluster__method="pic", cluster__k=500, rounds=3, **fields)  # k is not looked at
+
+
+def test_pic_sizes_the_head_by_buckets_and_masks_what_is_unused(tmp_path, capsys):
+    snapshot = trained(with_pic(), tmp_path, few_digits())
+    params, extra = snapshot.state.params, snapshot.state.extra
+    log = [np.load(tmp_path / "assignments" / "deepcluster" / f"{i}.npz")["cluster"] for i in range(4)]
+    found = [len(np.unique(clusters)) for clusters in log]
+    assert len(set(found)) > 1, "the number of clusters should change in this test"
+    outputs = params["top"]["kernel"].shape[1]
+    assert outputs % 8 == 0 and outputs - 8 < found[-2] <= outputs  # the head is that of the last round but one
+    assert extra["num_outputs"] == len(np.unique(log[-1])) and len(extra["centroids"]) % 8 == 0
+    assert np.unique(snapshot.targets.target).tolist() == list(range(found[-2]))
+    printed = capsys.readouterr().out
+    assert f"clusters {found[0]} " in printed and "/500" not in printed
+
+
+def test_pic_goes_on_after_a_restart_bit_for_bit_and_is_predicted_by_the_nearest_mean(tmp_path):
+    config = with_pic(optimizer__body__schedule="none")
+    whole = trained(config, tmp_path / "whole", few_digits())
+    config.rounds = 2
+    trained(config, tmp_path / "cut", few_digits())
+    config.rounds = 3
+    again = trained(config, tmp_path / "cut", few_digits())
+    first, second = leaves(whole), leaves(again)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    stage = prepared(config, tmp_path / "cut", few_digits())
+    predicted = run(stage, again.state, stage.predict, "test")["cluster"].array()
+    recorded = np.load(tmp_path / "cut" / "assignments" / "deepcluster" / "3.npz")["cluster"]
+    np.testing.assert_array_equal(predicted, recorded)
+
+
+def test_pic_needs_more_images_than_neighbours(tmp_path):
+    with pytest.raises(ConfigError, match=r"cluster.pic.neighbours=300 must be less than .* images, which is 300"):
+        prepared(with_pic(cluster__pic__neighbours=300), tmp_path, few_digits())
+
+
+def test_pic_that_falls_to_pieces_says_so(tmp_path, capsys):
+    trained(with_pic(cluster__pic__neighbours=2, cluster__pic__alpha=0.001), tmp_path, few_digits())
+    assert "small pieces: the graph has too few neighbours" in capsys.readouterr().out
+
+
+def test_one_seed_for_all_clusterings_gives_equal_clusters_of_equal_features(tmp_path):
+    config = small_config(cluster__seed=5, cluster__runs=1, cluster__iterations=1)
+    stage = prepared(config, tmp_path, few_digits())
+    state, targets = stage.first()
+    _, first, _ = refresh(stage, state, targets, 0, last=False)
+    _, second, _ = refresh(stage, state, targets, stage.lengths.round, last=False)
+    np.testing.assert_array_equal(first.target, second.target)
+    config.cluster.seed = -1
+    stage = prepared(config, tmp_path, few_digits())
+    _, first, _ = refresh(stage, state, targets, 0, last=False)
+    _, second, _ = refresh(stage, state, targets, stage.lengths.round, last=False)
+    assert (first.target != second.target).any()

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from small import few_digits, prepared, small_config, trained
 
+from jaxclust import config as config_lib
 from jaxclust import runtime
 from jaxclust.errors import ConfigError
-from jaxclust.train import loop
+from jaxclust.main import main
+from jaxclust.train import devices, loop
+from jaxclust.train import workdir as workdir_lib
 
 
 def rounds(config, workdir):
@@ -42,8 +45,8 @@ def test_two_rounds_on_eight_devices_agree_with_one_in_float32(tmp_path):
 def test_a_gradient_over_devices_is_that_of_the_whole_batch(tmp_path, float64):
     """Catches the mean of a gradient that is summed already: eight times too large, and silent."""
     moved = []
-    for devices in (1, 8):
-        config = small_config(runtime__devices=devices, runtime__dtype="float64", optimizer__body__name="sgd")
+    for count in (1, 8):
+        config = small_config(runtime__devices=count, runtime__dtype="float64", optimizer__body__name="sgd")
         config.optimizer.top.name = "sgd"
         stage = prepared(config, tmp_path, few_digits())
         state, targets = stage.first()
@@ -68,3 +71,73 @@ def test_seeds_are_paths_of_names():
     data = {tuple(jax.random.key_data(key).tolist()) for key in keys}
     assert len(data) == len(keys)
     assert (jax.random.key_data(runtime.key(0, "a", 1)) == jax.random.key_data(keys[3])).all()
+
+
+def unasked(**fields):
+    return small_config(runtime__devices=0, batch_size=64, eval_batch_size=64, **fields)
+
+
+def timed(monkeypatch, seconds):
+    """Train steps take `seconds` by their number of devices; returns the numbers that were tried."""
+    tried = []
+
+    def measure(count):
+        tried.append(count)
+        return seconds[count]
+
+    monkeypatch.setattr(devices, "seconds_of_step", measure)
+    return tried
+
+
+def chosen(config, workdir):
+    return devices.choose(config, workdir, lambda config: config.runtime.devices).runtime.devices
+
+
+def test_a_cpu_is_used_as_the_number_of_devices_that_was_fastest(monkeypatch, tmp_path, capsys):
+    tried = timed(monkeypatch, {1: 0.4, 2: 0.2, 4: 0.3, 8: 0.1})
+    assert chosen(unasked(), tmp_path) == 2
+    assert tried == [1, 2, 4]  # it grew slower: 8 is not tried
+    said = "400 ms as one device, 200 ms as 2 devices, 300 ms as 4 devices: the CPU is used as 2 devices"
+    assert said in capsys.readouterr().out
+
+
+def test_quick_steps_are_not_worth_a_second_compilation(monkeypatch, tmp_path, capsys):
+    tried = timed(monkeypatch, {1: 0.005})
+    assert chosen(unasked(), tmp_path) == 1
+    assert tried == [1] and not capsys.readouterr().out
+
+
+def test_only_numbers_that_divide_the_batches_are_tried(monkeypatch, tmp_path):
+    config = unasked()
+    config.batch_size = 30
+    tried = timed(monkeypatch, {1: 0.4, 2: 0.2})
+    assert chosen(config, tmp_path) == 2 and tried == [1, 2]
+
+
+@pytest.mark.parametrize("field, value", [("devices", 3), ("cpu_devices", 8)])
+def test_what_the_user_says_is_not_measured(monkeypatch, tmp_path, field, value):
+    config = unasked()
+    config.runtime[field] = value
+    tried = timed(monkeypatch, {})
+    assert devices.choose(config, tmp_path, lambda config: 0).runtime[field] == value and not tried
+
+
+def test_a_run_goes_on_with_its_number_of_devices(monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(devices, "QUICK_STEP", 0.0)
+    monkeypatch.setattr(devices, "seconds_of_step", lambda stage: 1 / stage.mesh.size)
+    monkeypatch.setattr(devices, "counts", lambda config, available: [1, 4])
+    command = ["jaxclust", "--config=configs/deepcluster.py:smoke", f"--workdir={workdir}", "--config.rounds=1"]
+    assert main(command) == 0
+    assert workdir_lib.devices_used(workdir) == 4
+    monkeypatch.setattr(devices, "seconds_of_step", lambda stage: 1 / 0)
+    command[-1] = "--config.rounds=2"
+    assert main(command) == 0
+    assert workdir_lib.devices_used(workdir) == 4
+    assert config_lib.load(workdir / "config.json").runtime.devices == 0  # another machine may have fewer
+    assert main(["jaxclust", "--job=evaluate", f"--workdir={workdir}"]) == 0
+
+
+def test_a_real_step_is_timed(tmp_path):
+    seconds = devices.seconds_of_step(prepared(small_config(runtime__devices=2), tmp_path))
+    assert 0 < seconds < 5

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import silhouette_samples, silhouette_score
 
 from jaxclust.errors import ConfigError, DataError
-from jaxclust.evaluation import clustering, suite
+from jaxclust.evaluation import clustering, silhouette, suite
+from jaxclust.evaluation.stability import stability
 
 pairs_of_ids = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -20,8 +22,28 @@ def columns(pairs):
     return clusters, labels
 
 
-def config(names="clustering", k=5, average="arithmetic"):
-    return SimpleNamespace(evaluate=SimpleNamespace(suite=names, nmi_average=average), cluster=SimpleNamespace(k=k))
+def config(names="clustering", sample=2000, **reduction):
+    cluster = SimpleNamespace(**{"pca_dim": 0, "whiten": True, "whiten_power": 1.0, "l2": False, **reduction})
+    evaluate = SimpleNamespace(suite=names, nmi_average="arithmetic", silhouette_sample=sample)
+    return SimpleNamespace(evaluate=evaluate, cluster=cluster)
+
+
+def no_rows():
+    raise AssertionError("nobody asked for features")
+
+
+class Matrix:
+    """Rows in pieces of 7, and how often they were read."""
+
+    def __init__(self, rows):
+        self.rows, self.shape, self.passes = rows, rows.shape, 0
+
+    def __call__(self):
+        self.passes += 1
+        return self
+
+    def chunks(self):
+        return (self.rows[i : i + 7] for i in range(0, len(self.rows), 7))
 
 
 def slow_nmi(a, b, average):
@@ -160,23 +182,133 @@ def test_warnings_say_what_is_wrong(found, share, n, loss, words):
 
 def test_suite_without_labels_gives_what_needs_none():
     predictions = {"cluster": np.array([0, 0, 1, 2])}
-    labelled = suite.evaluate(predictions, np.array([1, 1, 0, 0]), config())
+    labelled = suite.evaluate(predictions, np.array([1, 1, 0, 0]), config(), no_rows)
     assert labelled["acc"] == 0.75 and labelled["clusters/found"] == 3
     for labels in (None, np.full(4, -1)):
-        got = suite.evaluate(predictions, labels, config())
-        assert set(got) == set(clustering.sizes([0], 1)) and got["clusters/empty"] == 2
+        got = suite.evaluate(predictions, labels, config(), no_rows)
+        assert got == clustering.sizes([0, 0, 1, 2], None)
 
 
 def test_suite_refuses_unknown_names_and_lists_the_known():
     with pytest.raises(ConfigError, match="did you mean 'clustering'"):
-        suite.evaluate({"cluster": [0]}, None, config("clustering, clustring"))
+        suite.evaluate({"cluster": [0]}, None, config("clustering, clustring"), no_rows)
     with pytest.raises(ConfigError, match="evaluate.suite='suite' is unknown"):
-        suite.evaluate({"cluster": [0]}, None, config("suite"))
+        suite.evaluate({"cluster": [0]}, None, config("suite"), no_rows)
 
 
 def test_suite_names_the_evaluation_that_failed(monkeypatch):
     with pytest.raises(DataError, match="evaluation 'clustering': clusters and labels"):
-        suite.evaluate({"cluster": [0, 1]}, [0], config())
+        suite.evaluate({"cluster": [0, 1]}, [0], config(), no_rows)
     monkeypatch.setattr(clustering, "measure", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match="'clustering' failed: ZeroDivisionError"):
-        suite.evaluate({"cluster": [0, 1]}, None, config())
+        suite.evaluate({"cluster": [0, 1]}, None, config(), no_rows)
+
+
+def blobs(n=90, dim=5, k=3, spread=1.0):
+    """Rows around k centres, and which centre."""
+    rng = np.random.default_rng(0)
+    clusters = np.arange(n) % k
+    centres = 4 * rng.standard_normal((k, dim))
+    return (centres[clusters] + spread * rng.standard_normal((n, dim))).astype(np.float32), clusters
+
+
+def slow_silhouette(points, clusters):
+    """Rousseeuw's s(i), image by image."""
+    scores = []
+    for i, own in enumerate(clusters):
+        distance = np.sqrt(((points - points[i]) ** 2).sum(axis=1))
+        mates = (clusters == own) & (np.arange(len(points)) != i)
+        others = [distance[clusters == c].mean() for c in set(clusters.tolist()) - {own}]
+        a, b = distance[mates].mean() if mates.any() else 0.0, min(others)
+        scores.append((b - a) / max(a, b) if mates.any() else 0.0)
+    return np.mean(scores)
+
+
+def test_the_silhouette_of_all_rows_is_rousseeuws():
+    rows, clusters = blobs()
+    clusters[7] = 3  # alone in its cluster
+    got = silhouette.measure({"cluster": clusters}, None, config(), Matrix(rows))["silhouette"]
+    assert got == pytest.approx(silhouette_score(rows, clusters), abs=1e-5)
+    assert got == pytest.approx(slow_silhouette(rows.astype(np.float64), clusters), abs=1e-5)
+
+
+def test_the_silhouette_is_measured_in_the_space_of_the_clustering():
+    rows, clusters = blobs()
+    rows = rows * np.array([1, 1, 100, 1, 1], np.float32)
+    x = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    for power in (1.0, 0.5, 0.0):
+        points = x @ vectors[:, ::-1][:, :2] * values[::-1][:2] ** (-power / 2)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        reduction = {"pca_dim": 2, "whiten": power > 0, "whiten_power": power or 1.0, "l2": True}
+        got = silhouette.measure({"cluster": clusters}, None, config(**reduction), Matrix(rows))["silhouette"]
+        assert got == pytest.approx(silhouette_score(points, clusters), abs=1e-4)
+
+
+def test_the_sample_is_fixed_and_its_score_near_that_of_all():
+    rows, clusters = blobs(2000)
+    ids = silhouette.sample(clusters, 300)
+    assert len(ids) == 300 and (np.diff(ids) > 0).all()
+    np.testing.assert_array_equal(ids, silhouette.sample(clusters[::-1], 300))
+    np.testing.assert_array_equal(silhouette.take(Matrix(rows), ids), rows[ids])
+    part, whole = (
+        silhouette.measure({"cluster": clusters}, None, config(sample=n), Matrix(rows))["silhouette"]
+        for n in (300, 2000)
+    )
+    assert part != whole and part == pytest.approx(whole, abs=0.05)
+    expected = silhouette_samples(rows[ids], clusters[ids]).mean()
+    assert part == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_cluster_of_which_one_image_was_drawn_is_left_out_of_the_silhouette():
+    clusters = np.repeat([0, 1, 2], [500, 500, 20])
+    alone = next(n for n in range(20, 400) if (clusters[np.sort(drawn(1020, n))] == 2).sum() == 1)
+    ids = silhouette.sample(clusters, alone)
+    assert len(ids) == alone - 1 and set(clusters[ids]) == {0, 1}
+    unknown = np.where(clusters == 1, -1, clusters)
+    assert set(unknown[silhouette.sample(unknown, 5000)]) == {0, 2}
+
+
+def drawn(n, size):
+    return np.random.default_rng(0).choice(np.arange(n), size, replace=False)
+
+
+@pytest.mark.parametrize("clusters", [np.zeros(20, int), np.arange(20), np.full(20, -1), np.array([3])], ids=str)
+def test_without_two_clusters_and_a_pair_there_is_no_silhouette_and_no_feature_pass(clusters):
+    assert silhouette.measure({"cluster": clusters}, None, config(), no_rows) == {}
+
+
+def test_features_are_made_once_and_only_for_who_needs_them(monkeypatch):
+    rows, clusters = blobs()
+    matrix = Matrix(rows)
+    got = suite.evaluate({"cluster": clusters}, clusters, config("clustering,silhouette"), matrix)
+    assert got["acc"] == 1 and 0 < got["silhouette"] <= 1 and matrix.passes == 1
+    monkeypatch.setattr(
+        clustering, "measure", lambda predictions, labels, config, rows: {"rows": float(len(rows().rows))}
+    )
+    suite.evaluate({"cluster": clusters}, None, config("clustering,silhouette"), matrix)
+    assert matrix.passes == 2
+    with pytest.raises(DataError, match="evaluation 'silhouette': 90 rows of features for 89 clusters"):
+        suite.evaluate({"cluster": clusters[1:]}, None, config("silhouette"), matrix)
+
+
+def slow_ari(a, b):
+    """Adjusted Rand index by counting pairs of images."""
+    pairs = list(itertools.combinations(range(len(a)), 2))
+    same_a = np.array([a[i] == a[j] for i, j in pairs])
+    same_b = np.array([b[i] == b[j] for i, j in pairs])
+    expected = same_a.sum() * same_b.sum() / len(pairs)
+    return ((same_a & same_b).sum() - expected) / ((same_a.sum() + same_b.sum()) / 2 - expected)
+
+
+def test_stability_is_the_mean_ari_over_pairs():
+    rng = np.random.default_rng(0)
+    a = rng.integers(4, size=60)
+    b = np.where(rng.random(60) < 0.3, rng.integers(4, size=60), a)
+    c = np.where(rng.random(60) < 0.6, rng.integers(4, size=60), a)
+    assert stability([a, (a + 1) % 4, 9 - a]) == 1.0
+    assert stability([a, b, c]) == pytest.approx((slow_ari(a, b) + slow_ari(a, c) + slow_ari(b, c)) / 3)
+    assert abs(stability(rng.integers(10, size=(3, 5000)))) < 0.01
+    assert stability([a]) is None
+    with pytest.raises(DataError, match="shapes"):
+        stability([a, a[1:]])

@@ -1,8 +1,8 @@
 """Clustering: arrays in, arrays out.
 
-A clustering is a public module here with two functions: one of the form
-`(rows [N, D] float32, k, seed) -> Clustering`, and `assign(rows, centroids)`, which gives new rows
-the labels and distances that the first would have given them.
+A clustering is a public module here with `make(settings) -> Clusterer`, where `settings` is
+`config.cluster`. Those of k-means also have `kmeans(rows, k, seed)` and `assign(rows, centroids)`,
+which gives new rows the labels and distances that the first would have given them.
 """
 
 import functools
@@ -10,16 +10,18 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclust import plugins
 from jaxclust.errors import ConfigError, DataError
 
 _logger = logging.getLogger(__name__)
 _SQUARABLE = 1e37  # squared norms above this may overflow float32 in a distance
+_CHUNK = 1 << 14  # rows per pass of host arithmetic
 
 
 class Clustering(NamedTuple):
@@ -37,14 +39,25 @@ class Clustering(NamedTuple):
     info: dict[str, Any]
 
 
-def get(name: str) -> ModuleType:
-    """The clustering module `name`, such as "kmeans_jax"; ConfigError lists what there is."""
-    return plugins.load(__name__, name, "cluster.method", provides="assign")
+Clusterer = Callable[[np.ndarray, int], Clustering]
+"""(rows float32 [N, d], seed) -> Clustering."""
+
+
+def get(settings: ConfigDict) -> Clusterer:
+    """The clustering that `config.cluster` describes; ConfigError lists what there is."""
+    name = f"kmeans_{backend(settings.backend)}" if settings.method == "kmeans" else settings.method
+    made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(settings)
+    return made
+
+
+def asked(settings: ConfigDict) -> int | None:
+    """The number of clusters that `config.cluster` asks for, None where the clustering finds it."""
+    return settings.k if settings.method == "kmeans" else None
 
 
 @functools.cache
 def backend(name: str) -> str:
-    """The k-means back end, "faiss" or "jax", that `cluster.backend` means on this machine.
+    """The back end of searches, "faiss" or "jax", that `cluster.backend` means on this machine.
 
     "auto" prefers faiss and says once when it is missing. ConfigError when faiss is asked for but
     missing, and when two faiss wheels, which overwrite each other's files, are installed.
@@ -71,7 +84,7 @@ def choose_backend(name: str, distributions: list[str], importable: bool) -> str
     remedy = "pip install 'jaxclust[cpu]' or 'jaxclust[tpu]' (which bring faiss-cpu) or 'jaxclust[cuda12]' (faiss-gpu)"
     if name == "faiss":
         raise ConfigError(f"cluster.backend='faiss', but faiss is not installed: {remedy}, or set cluster.backend=jax.")
-    warn_once(f"faiss is not installed, so k-means runs in JAX. For faiss: {remedy}.")
+    warn_once(f"faiss is not installed, so clustering runs in JAX. For faiss: {remedy}.")
     return "jax"
 
 
@@ -94,3 +107,13 @@ def require_finite(rows: np.ndarray, first_id: int = 0) -> None:
             f"too large to square ({np.count_nonzero(~fine)} such rows of {len(rows)}); clustering "
             "needs finite rows. The training has most likely diverged: lower optimizer.body.lr."
         )
+
+
+def own_distances(rows: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Squared L2 of each row [N, d] to its centroid of [k, d], float32 [N], from differences: free of cancellation."""
+    distances = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        difference = rows[part] - centroids[labels[part]]
+        distances[part] = np.einsum("nd,nd->n", difference, difference)
+    return distances

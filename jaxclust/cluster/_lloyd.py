@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxclust.cluster import Clustering, require_finite, warn_once
+from jaxclust.cluster import Clusterer, Clustering, own_distances, require_finite, warn_once
 from jaxclust.errors import ConfigError
 
 _NUDGE = 1 / 1024  # how far donor and receiver of a split move, relative to each coordinate
 _WALK_SEED = 1234  # every repair draws alike, so that a fixed point is one
-_CHUNK = 1 << 14  # rows per pass of host arithmetic
 _POINTS_PER_CENTROID = 39  # below this faiss too warns that centroids are poorly determined
 
 
@@ -32,6 +32,22 @@ Search = Callable[[np.ndarray], Assigned]
 
 Engine = Callable[[np.ndarray, int], Search]
 """(rows float32 [N, d], k) -> Search: puts the rows where the searching is done."""
+
+
+def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Clusterer:
+    """A back end's `kmeans` with the values of `config.cluster`."""
+
+    def cluster(rows: np.ndarray, seed: int) -> Clustering:
+        return kmeans(
+            rows,
+            settings.k,
+            seed,
+            iterations=settings.iterations,
+            runs=settings.runs,
+            reseed_empty=settings.reseed_empty,
+        )
+
+    return cluster
 
 
 def run(
@@ -119,12 +135,7 @@ def _descend(
 def _final(search: Search, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels of a last search; the distances are those of the differences, free of cancellation."""
     labels = search(centroids).labels.astype(np.int32)
-    distances = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        difference = rows[part] - centroids[labels[part]]
-        distances[part] = np.einsum("nd,nd->n", difference, difference)
-    return labels, distances
+    return labels, own_distances(rows, labels, centroids)
 
 
 def split(

@@ -1,14 +1,17 @@
 """k-means on the host, with the search of faiss."""
 
-import functools
-
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import sparse
 
-from jaxclust.cluster import Clustering, _lloyd
+from jaxclust.cluster import Clusterer, Clustering, _faiss, _lloyd
 
-_SMALL = 1 << 26  # multiplications of a search that one thread does in about 10 ms
 _CHUNK = 1 << 14  # members are summed in float32 by chunks, and the chunks in float64
+
+
+def make(settings: ConfigDict) -> Clusterer:
+    """`kmeans` as `config.cluster` describes it."""
+    return _lloyd.bind(kmeans, settings)
 
 
 def kmeans(
@@ -37,26 +40,12 @@ def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _engine(rows: np.ndarray, k: int) -> _lloyd.Search:
-    import faiss  # not installed everywhere
-
-    # The result does not depend on the number of threads, but to wait for them costs more than a small search.
-    faiss.omp_set_num_threads(1 if rows.size * k < _SMALL else _threads())
-
     def search(centroids: np.ndarray) -> _lloyd.Assigned:
-        distances, labels = faiss.knn(rows, centroids, 1)
+        distances, labels = _faiss.search(rows, centroids, 1)
         labels = labels[:, 0]
         return _lloyd.Assigned(labels, distances[:, 0], _sums(rows, labels, k))
 
     return search
-
-
-@functools.cache
-def _threads() -> int:
-    """The number of threads that faiss takes if it is left alone."""
-    import faiss
-
-    count: int = faiss.omp_get_max_threads()
-    return count
 
 
 def _sums(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -5,11 +5,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxclust.cluster import Clustering, _lloyd
+from jaxclust.cluster import Clusterer, Clustering, _lloyd
 from jaxclust.ops.distances import nearest
 
 _DISTANCES = 1 << 24  # distances held at once (64 MiB of float32)
+
+
+def make(settings: ConfigDict) -> Clusterer:
+    """`kmeans` as `config.cluster` describes it."""
+    return _lloyd.bind(kmeans, settings)
 
 
 def kmeans(

@@ -11,6 +11,8 @@ images stay); EXIF orientation applied. Pillow reads 16-bit colour as its upper 
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -50,39 +52,27 @@ class Header(NamedTuple):
     grey: bool
 
 
-def scan(path: str, max_pixels: int) -> Header:
-    """The header of the image at `path`; nothing is decoded.
+def scan(file: str | IO[bytes], max_pixels: int) -> Header:
+    """The header of the image in `file`, a path or an open binary file; nothing is decoded.
 
     Unreadable if it is no image, has more than `max_pixels` pixels or ends before its end.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-            raise Unreadable("not a regular file")
-        with open(path, "rb") as file, _opened(file) as image:
-            height, width = image.size[::-1]
-            if height * width > max_pixels:
-                raise Unreadable(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
-            if _orientation(image) >= 5:
-                height, width = width, height
-            _check_end(file, str(image.format))
-            return Header(height, width, is_grey(image))
-    except Unreadable:
-        raise
-    except Exception as error:
-        raise Unreadable(_reason(error)) from error
+    with _opened(file) as (stream, image):
+        height, width = image.size[::-1]
+        if height * width > max_pixels:
+            raise Unreadable(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
+        if _orientation(image) >= 5:
+            height, width = width, height
+        _check_end(stream, str(image.format))
+        return Header(height, width, is_grey(image))
 
 
-def decode(path: str, channels: int, side: int, max_pixels: int) -> NDArray[np.uint8]:
-    """The image at `path`, converted and reduced: uint8 [h, w, channels]; Unreadable as `scan`."""
-    try:
-        with open(path, "rb") as file, _opened(file) as image:
-            if image.width * image.height > max_pixels:  # the file is not the one that was scanned
-                raise Unreadable(f"more pixels than data.max_pixels={max_pixels}")
-            return convert(image, channels, side)
-    except Unreadable:
-        raise
-    except Exception as error:
-        raise Unreadable(_reason(error)) from error
+def decode(file: str | IO[bytes], channels: int, side: int, max_pixels: int) -> NDArray[np.uint8]:
+    """The image in `file`, converted and reduced: uint8 [h, w, channels]; Unreadable as `scan`."""
+    with _opened(file) as (_, image):
+        if image.width * image.height > max_pixels:  # the file is not the one that was scanned
+            raise Unreadable(f"more pixels than data.max_pixels={max_pixels}")
+        return convert(image, channels, side)
 
 
 def convert(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
@@ -114,10 +104,22 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY or image.mode.startswith("I;16")
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
-    if os.fstat(file.fileno()).st_size == 0:
-        raise Unreadable("the file is empty")
-    return Image.open(file, formats=FORMATS)
+@contextmanager
+def _opened(file: str | IO[bytes]) -> Iterator[tuple[IO[bytes], Image.Image]]:
+    """The open file and its image; whatever goes wrong in the block is Unreadable."""
+    try:
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would block
+            raise Unreadable("not a regular file")
+        with open(file, "rb") if isinstance(file, str) else file as stream:
+            if stream.seek(0, os.SEEK_END) == 0:
+                raise Unreadable("the file is empty")
+            stream.seek(0)
+            with Image.open(stream, formats=FORMATS) as image:
+                yield stream, image
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(_reason(error)) from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,24 +1,40 @@
-"""Image files of a split: scanned once, then decoded into memory or whenever they are needed."""
+"""Encoded images of a split: scanned once, then decoded into memory or whenever they are needed."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from jaxclust.data.decode import Header, Unreadable, decode, reduced, scan
-from jaxclust.data.split import Skipped, Split, aligned, from_array, from_files, from_ragged
+from jaxclust.data.split import Skipped, Split, aligned, from_array, from_files, from_ragged, image_side, reduced_side
 from jaxclust.errors import DataError
 from jaxclust.progress import progress
 
 T = TypeVar("T")
 
-GROUP = 32  # files that a thread takes at a time, since a small one takes no longer than a handover
+GROUP = 32  # images that a thread takes at a time, since a small one takes no longer than a handover
 WINDOW = 16  # groups under way, so that too many bad files stop the scan soon
+
+
+class Files(NamedTuple):
+    """The readable images of a split, in the order of their ids.
+
+    `names` say how each is called and `open` gives the one with an id, as a path or an open binary
+    file; it may raise Unreadable. `labels` int32 [N] are negative where unknown.
+    """
+
+    split: str
+    names: list[str]
+    headers: list[Header]
+    open: Callable[[int], str | IO[bytes]]
+    labels: NDArray[np.int32] | None = None
 
 
 class Form(NamedTuple):
@@ -31,18 +47,18 @@ class Form(NamedTuple):
 
 
 class Skips:
-    """Collects files that are left out and raises DataError when they are more than `limit`."""
+    """Collects images of `place` that are left out and raises DataError when they are more than `limit`."""
 
-    def __init__(self, root: Path, limit: int) -> None:
-        self.root, self.limit = root, limit
+    def __init__(self, place: str, limit: int) -> None:
+        self.place, self.limit = place, limit
         self.files: list[Skipped] = []
 
     def add(self, split: str, path: str, reason: Unreadable) -> None:
-        """Leaves out one file of `split`."""
+        """Leaves out one image of `split`."""
         self.files.append(Skipped(split, path, str(reason)))
         if len(self.files) > self.limit:
             raise DataError(
-                f"{str(self.root)!r}: more than config.data.max_skipped={self.limit} files cannot be used:\n"
+                f"{self.place!r}: more than config.data.max_skipped={self.limit} files cannot be used:\n"
                 f"{self.first()}\nRepair or remove them, or raise config.data.max_skipped."
             )
 
@@ -51,83 +67,125 @@ class Skips:
         return "\n".join(f"  {file.path!r}: {file.reason}" for file in self.files[:count])
 
 
-def scan_files(root: Path, split: str, paths: Sequence[str], max_pixels: int, skips: Skips) -> dict[str, Header]:
-    """The headers of the readable files among `paths`, in their order."""
-    one = partial(scan, max_pixels=max_pixels)
-    headers: dict[str, Header] = {}
-    for path, header in zip(paths, _in_threads(one, root, paths, f"scanning {split}"), strict=True):
+def scan_files(root: Path, split: str, paths: Sequence[str], max_pixels: int, skips: Skips) -> Files:
+    """The readable files among `paths`, which are relative to `root`, in their order."""
+    headers = scan_images(split, paths, lambda i: scan(os.path.join(root, paths[i]), max_pixels), skips)
+    names = [paths[i] for i in headers]
+    return Files(split, names, list(headers.values()), lambda id: os.path.join(root, names[id]))
+
+
+def scan_images(split: str, names: Sequence[str], one: Callable[[int], Header], skips: Skips) -> dict[int, Header]:
+    """What `one` finds for each place in `names`, in order, without those where it raises Unreadable."""
+    headers: dict[int, Header] = {}
+    for i, header in enumerate(_in_threads(one, len(names), f"scanning {split}")):
         if isinstance(header, Unreadable):
-            skips.add(split, path, header)
+            skips.add(split, names[i], header)
         else:
-            headers[path] = header
+            headers[i] = header
     return headers
 
 
-def decoded_sizes(headers: Sequence[Header], form: Form) -> NDArray[np.int32]:
+def make_splits(found: Sequence[Files], settings: ConfigDict, skips: Skips) -> dict[str, Split]:
+    """In memory if all decoded images fit in `data.cache_bytes`, else decoded whenever they are needed.
+
+    A split without a readable image is left out.
+    """
+    found = [files for files in found if files.names]
+    headers = [header for files in found for header in files.headers]
+    if not headers:
+        return {}
+    form = _form(headers, settings)
+    size = int(_decoded_sizes(headers, form).astype(np.int64).prod(axis=1).sum()) * form.channels
+    if size <= settings.cache_bytes:
+        cached = {files.split: _cached_split(files, form, skips) for files in found}
+        return {split: made for split, made in cached.items() if made}
+    logging.getLogger(__name__).info(
+        "decoded images would take %.3g GB, more than config.data.cache_bytes: they are decoded in every round",
+        size / 1e9,
+    )
+    return {files.split: _lazy_split(files, form, skips.place) for files in found}
+
+
+def _form(headers: Sequence[Header], settings: ConfigDict) -> Form:
+    side = image_side(list({(h.height, h.width) for h in headers}), settings.image_size)
+    channels = settings.channels or (1 if all(h.grey for h in headers) else 3)
+    return Form(side, reduced_side(side), channels, settings.max_pixels)
+
+
+def _decoded_sizes(headers: Sequence[Header], form: Form) -> NDArray[np.int32]:
     """Heights and widths int32 [N, 2] after the reduction."""
     return np.array([reduced(h.height, h.width, form.reduced_side) for h in headers], np.int32).reshape(-1, 2)
 
 
-def cached_split(root: Path, split: str, headers: dict[str, Header], form: Form, skips: Skips) -> Split | None:
-    """A split of all files decoded into memory; one that fails is left out, None if all do."""
-    paths, sizes = list(headers), decoded_sizes(list(headers.values()), form)
+def _cached_split(files: Files, form: Form, skips: Skips) -> Split | None:
+    """A split of all images decoded into memory; one that fails is left out, None if all do."""
+    sizes = _decoded_sizes(files.headers, form)
     lengths = sizes.astype(np.int64).prod(axis=1) * form.channels
     starts = np.cumsum(lengths) - lengths
     pixels = aligned(int(lengths.sum()))
-    one = partial(decode, channels=form.channels, side=form.reduced_side, max_pixels=form.max_pixels)
-    good = np.ones(len(paths), bool)
-    for i, image in enumerate(_in_threads(one, root, paths, f"decoding {split}")):
+    good = np.ones(len(sizes), bool)
+
+    def one(i: int) -> NDArray[np.uint8]:
+        return decode(files.open(i), form.channels, form.reduced_side, form.max_pixels)
+
+    for i, image in enumerate(_in_threads(one, len(sizes), f"decoding {files.split}")):
         if not isinstance(image, Unreadable) and image.shape[:2] != tuple(sizes[i]):
             image = Unreadable(f"its header promises {sizes[i]} pixels, {image.shape[:2]} were decoded")
         if isinstance(image, Unreadable):
-            skips.add(split, paths[i], image)
+            skips.add(files.split, files.names[i], image)
             good[i] = False
         else:
             pixels[starts[i] : starts[i] + lengths[i]] = image.ravel()
+    if not good.any():
+        return None
+    names, labels = files.names, files.labels
     if not good.all():
         pixels, sizes = pixels[np.repeat(good, lengths)], sizes[good]
-        paths = [path for path, kept in zip(paths, good, strict=True) if kept]
-    if not paths:
-        return None
+        names = [name for name, kept in zip(names, good, strict=True) if kept]
+        labels = None if labels is None else labels[good]
     shape = (form.side, form.side, form.channels)
     if (sizes == sizes[0]).all():
-        images = pixels.reshape(len(paths), *sizes[0], form.channels)
-        return from_array(images, shape, paths.__getitem__, paths)
-    return from_ragged(pixels, sizes, shape, paths.__getitem__, paths)
+        images = pixels.reshape(len(names), *sizes[0], form.channels)
+        made = from_array(images, shape, names.__getitem__, names)
+    else:
+        made = from_ragged(pixels, sizes, shape, names.__getitem__, names)
+    return replace(made, labels=labels)
 
 
-def lazy_split(root: Path, paths: list[str], form: Form) -> Split:
-    """A split whose files are decoded when they are needed; one gone bad is a DataError naming it."""
+def _lazy_split(files: Files, form: Form, place: str) -> Split:
+    """A split whose images are decoded when they are needed; one gone bad is a DataError naming it."""
+    names = files.names
 
     def load(id: int) -> NDArray[np.uint8]:
         try:
-            return decode(os.path.join(root, paths[id]), form.channels, form.reduced_side, form.max_pixels)
+            return decode(files.open(id), form.channels, form.reduced_side, form.max_pixels)
         except Unreadable as error:
             raise DataError(
-                f"image {paths[id]!r} of {str(root)!r} cannot be decoded: {error}. It could be opened when the run "
+                f"image {names[id]!r} of {place!r} cannot be decoded: {error}. It could be opened when the run "
                 "began; repair it, or remove it and begin a new run"
             ) from error
 
-    return from_files(load, len(paths), (form.side, form.side, form.channels), paths.__getitem__, paths)
+    made = from_files(load, len(names), (form.side, form.side, form.channels), names.__getitem__, names)
+    return replace(made, labels=files.labels)
 
 
-def _in_threads(function: Callable[[str], T], root: Path, paths: Sequence[str], title: str) -> Iterator[T | Unreadable]:
-    """`function` of every path below `root`, in order; Unreadable is a result."""
+def _in_threads(function: Callable[[int], T], count: int, title: str) -> Iterator[T | Unreadable]:
+    """`function` of 0 … count-1, in order, with progress; Unreadable is a result."""
 
-    def attempt(group: Sequence[str]) -> list[T | Unreadable]:
+    def attempt(group: range) -> list[T | Unreadable]:
         results: list[T | Unreadable] = []
-        for path in group:
+        for i in group:
             try:
-                results.append(function(os.path.join(root, path)))
+                results.append(function(i))
             except Unreadable as error:
                 results.append(error)
         return results
 
     def results() -> Iterator[T | Unreadable]:
-        groups = [paths[start : start + GROUP] for start in range(0, len(paths), GROUP)]
+        groups = [range(count)[start : start + GROUP] for start in range(0, count, GROUP)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(groups), WINDOW):
                 for done in pool.map(attempt, groups[start : start + WINDOW]):
                     yield from done
 
-    return progress(results(), len(paths), title, "images")
+    return progress(results(), count, title, "images")

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
+from scipy import sparse
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn import metrics as sklearn_metrics
 
 from jaxclust.errors import DataError
@@ -19,12 +20,13 @@ Ids = NDArray[np.int64]
 Average = Literal["arithmetic", "geometric"]
 
 POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns; so do we
+IMAGES_PER_FOUND_CLUSTER = 10  # a clustering that finds its number and gives each fewer has fallen to pieces
 
 
 class Contingency(NamedTuple):
     """Counts of images by cluster (rows) and class (columns), for the ids that occur."""
 
-    table: Ids  # [clusters, classes]
+    table: sparse.csr_array  # int64 [clusters, classes]: 10,000 clusters against the 10,000 before hold few pairs
     clusters: Ids
     classes: Ids
 
@@ -42,20 +44,27 @@ def contingency(clusters: ArrayLike, labels: ArrayLike) -> Contingency:
     clusters, labels = _known(clusters, labels)
     rows, row = np.unique(clusters, return_inverse=True)
     columns, column = np.unique(labels, return_inverse=True)
-    cells = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
-    return Contingency(cells.reshape(len(rows), len(columns)), rows, columns)
+    ones = np.ones(len(row), np.int64)
+    table = sparse.coo_array((ones, (row, column)), shape=(len(rows), len(columns))).tocsr()
+    return Contingency(table, rows, columns)
 
 
-def pair(table: ArrayLike) -> tuple[Ids, Ids]:
-    """One-to-one pairs (rows, columns) of largest total count, by the Hungarian method.
+def pair(table: ArrayLike | sparse.sparray) -> tuple[Ids, Ids]:
+    """One-to-one pairs (rows, columns) of largest total count, the assignment problem on a sparse table.
 
-    The table need not be square: it counts as padded with zeros. Pairs that share no image are
-    left out, since nothing speaks for them.
+    The table need not be square. Pairs that share no image are left out, since nothing speaks for them.
     """
-    counts = np.asarray(table)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    shared = counts[rows, columns] > 0
-    return rows[shared], columns[shared]
+    counts = sparse.csr_array(table)
+    if counts.shape[0] > counts.shape[1]:
+        columns, rows = pair(counts.T)
+        order = np.argsort(rows)
+        return rows[order], columns[order]
+    size, width = counts.shape
+    # Each row may also stay alone, for less than any image weighs even when all do.
+    alone = sparse.eye_array(size) / (2 * size)
+    rows, columns = min_weight_full_bipartite_matching(sparse.hstack([counts, alone]).tocsr(), maximize=True)
+    found = columns < width
+    return rows[found].astype(np.int64), columns[found].astype(np.int64)
 
 
 def match(clusters: ArrayLike, labels: ArrayLike) -> dict[int, int]:
@@ -116,7 +125,7 @@ def confusion(clusters: ArrayLike, labels: ArrayLike, k: int, num_classes: int) 
             "ids must lie below their number; are predictions and labels of the same run?"
         )
     full = np.zeros((k, num_classes), np.int64)
-    full[np.ix_(cluster_ids, class_ids)] = table
+    full[np.ix_(cluster_ids, class_ids)] = table.toarray()
     return full
 
 
@@ -136,8 +145,10 @@ def changed(previous: ArrayLike, current: ArrayLike) -> float:
     return 1.0 - accuracy(current, previous)
 
 
-def sizes(clusters: ArrayLike, k: int) -> dict[str, float]:
+def sizes(clusters: ArrayLike, k: int | None) -> dict[str, float]:
     """How evenly the images spread over k clusters; entropy in nats, sizes of non-empty ones.
+
+    With k None, where the number is not known beforehand, no cluster counts as empty.
 
     Raises:
       DataError: no image has a cluster.
@@ -149,7 +160,7 @@ def sizes(clusters: ArrayLike, k: int) -> dict[str, float]:
     share = counts / counts.sum()
     return {
         "clusters/found": float(len(counts)),
-        "clusters/empty": float(max(k - len(counts), 0)),
+        "clusters/empty": float(max((k or 0) - len(counts), 0)),
         "clusters/largest_share": float(share.max()),
         "clusters/entropy": max(0.0, float(-(share * np.log(share)).sum())),
         "clusters/size_min": float(counts.min()),
@@ -161,7 +172,7 @@ def sizes(clusters: ArrayLike, k: int) -> dict[str, float]:
 def warnings(
     metrics: Mapping[str, float],
     n: int,
-    k: int,
+    k: int | None,
     loss: float | None = None,
     num_outputs: int | None = None,
 ) -> list[str]:
@@ -169,6 +180,7 @@ def warnings(
 
     Args:
       metrics: as from `sizes`; what is absent is not judged.
+      k: clusters asked for; None: the clustering finds their number itself.
       loss: mean cross-entropy of the round in nats.
       num_outputs: number of clusters the head tells apart.
     """
@@ -195,7 +207,12 @@ def warnings(
                 "guesses its clusters. Try another optimizer.body.lr, weaker augmentation "
                 "under views, or more steps between two clusterings."
             )
-    if n < POINTS_PER_CLUSTER * k:
+    if k is None and found is not None and n < IMAGES_PER_FOUND_CLUSTER * found:
+        words.append(
+            f"{found:,.0f} clusters of {n:,} images are small pieces: the graph has too few neighbours to join them. "
+            "Try cluster.pic.neighbours=15 or more with cluster.pic.alpha=0.9."
+        )
+    if k and n < POINTS_PER_CLUSTER * k:
         words.append(
             f"{n:,} images for {k:,} clusters are fewer than {POINTS_PER_CLUSTER} per cluster: "
             "centres rest on few images and change from seed to seed. "
@@ -204,10 +221,10 @@ def warnings(
     return words
 
 
-def measure(predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, config: Any) -> dict[str, float]:
+def measure(predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, config: Any, rows: Any) -> dict[str, float]:
     """Cluster sizes, and with labels the scores: the evaluation that `suite` runs."""
     clusters = predictions["cluster"]
-    found = sizes(clusters, config.cluster.k)
+    found = sizes(clusters, None)
     if labels is None:
         return found
     return scores(clusters, labels, config.evaluate.nmi_average) | found

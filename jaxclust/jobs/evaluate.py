@@ -2,9 +2,11 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,9 +16,11 @@ from jaxclust.data.source import Source, Split, open_source
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering, suite
 from jaxclust.features.extract import extract
+from jaxclust.features.rows import Rows
 from jaxclust.files import replacing
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import TrainState
+from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
@@ -41,11 +45,13 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
     """The last stage of a workdir, to work on `split`, and its newest state; ConfigError if there is no checkpoint."""
     name = stage_names(config)[-1]
     folder = workdir / "checkpoints" / name
-    checkpoints = Checkpoints(folder) if folder.exists() else None
-    if checkpoints is None or checkpoints.latest() is None:
+    if not Checkpoints.exist(folder):
         raise ConfigError(f"--workdir={workdir} has no checkpoint of stage {name!r}; train it first (--job=train)")
+    used = workdir_lib.devices_used(workdir)
+    if used is not None and not config.runtime.devices and used <= len(jax.devices()):
+        config = devices.with_devices(config, used)  # another number would change last bits
     stage = prepare(config, name, split, workdir_lib.data_info(workdir), workdir)
-    return stage, checkpoints.restore(stage.first(), stage.method.fresh).state
+    return stage, Checkpoints(folder).restore(stage.first(), stage.method.fresh).state
 
 
 def write_results(stage: Stage, state: TrainState, source: Source, seconds: float | None) -> dict[str, Any]:
@@ -59,12 +65,13 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     results: dict[str, Any] = {}
     for name, split in source.splits.items():
         predictions = predict(stage, state, split, name)
-        scores = suite.evaluate(predictions, split.labels, stage.config)
+        scores = suite.evaluate(predictions, split.labels, stage.config, partial(features, stage, state, split, name))
         results |= {f"{name}/{key}": value for key, value in scores.items() if "/" not in key}
+        sizes = clustering.sizes(predictions["cluster"], stage.method.num_clusters)
+        results |= {f"{name}/{key}": sizes[f"clusters/{key}"] for key in ("entropy", "largest_share")}
         if split.labels is not None:
-            table = clustering.confusion(
-                predictions["cluster"], split.labels, stage.config.cluster.k, source.num_classes or 0
-            )
+            asked = stage.method.num_clusters or int(predictions["cluster"].max()) + 1
+            table = clustering.confusion(predictions["cluster"], split.labels, asked, source.num_classes or 0)
             write_confusion(stage.workdir / f"confusion-{name}.csv", table, source.class_names or ())
         if name == "train":
             results["clusters"] = len(np.unique(predictions["cluster"]))
@@ -92,6 +99,12 @@ def predict(stage: Stage, state: TrainState, split: Split, title: str) -> Predic
         stage.predict, state.params, state.extra, split, stage.config, stage.mesh, stage.workdir / "tmp", title
     )
     return {name: matrix.array() for name, matrix in rows.items()}
+
+
+def features(stage: Stage, state: TrainState, split: Split, title: str) -> Rows:
+    """The method's features of every image of a split, by id."""
+    folder = stage.workdir / "tmp"
+    return extract(stage.embed, state.params, state.extra, split, stage.config, stage.mesh, folder, title)["features"]
 
 
 def write_assignments(path: Path, predictions: Predictions, split: Split) -> None:

@@ -1,6 +1,7 @@
 """--job=predict: the cluster of every image in a folder, from a trained workdir."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ from ml_collections import ConfigDict
 from jaxclust.data.source import open_source
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import suite
+from jaxclust.features import store
 from jaxclust.files import replacing
 from jaxclust.jobs import evaluate
 from jaxclust.jobs.options import Options
 from jaxclust.train import workdir as workdir_lib
 
 Table = dict[str, list]
+
+NEEDS_ARROW = "--out=….parquet (not .csv)"
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -27,6 +31,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ConfigError("--job=predict needs --images=FOLDER")
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out={options.out!r} must name a .csv or .parquet file")
+    if out.suffix == ".parquet":
+        store.pyarrow(NEEDS_ARROW)  # found out before the work
     config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
     config.data.source = f"folder:{options.images}"
     source = open_source(config)
@@ -38,7 +44,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         table["cluster"] += predictions["cluster"].tolist()
         table["score"] += predictions["score"].astype(np.float32).tolist()
         if split.labels is not None:
-            scores = suite.evaluate(predictions, split.labels, stage.config)
+            rows = partial(evaluate.features, stage, state, split, name)
+            scores = suite.evaluate(predictions, split.labels, stage.config, rows)
             words = (f"{key.upper()} {value:.3f}" for key, value in scores.items() if "/" not in key)
             print(f"{name}, against the class folders: {', '.join(words)}", flush=True)
     for skipped in source.skipped:
@@ -56,12 +63,7 @@ def _write_csv(path: Path, table: Table) -> None:
 
 
 def _write_parquet(path: Path, table: Table) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigError("--out=….parquet needs pyarrow: pip install 'jaxclust[parquet]', or name a .csv") from None
-    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in table["path"]]
+    arrow, parquet = store.pyarrow(NEEDS_ARROW)
     clusters, scores = np.asarray(table["cluster"], np.int32), np.asarray(table["score"], np.float32)
-    columns = {"path": names, "cluster": clusters, "score": scores}
-    parquet.write_table(pyarrow.table(columns), path)
+    columns = {"path": [store.utf8(name) for name in table["path"]], "cluster": clusters, "score": scores}
+    parquet.write_table(arrow.table(columns), path)

@@ -11,6 +11,7 @@ from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import stop_signal
+from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.loop import is_finished, run_stage
 from jaxclust.train.stage import prepare
@@ -24,12 +25,15 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     started = time.monotonic()
     source = open_source(config)
     config = workdir_lib.resolved(config, source.splits["train"].image_shape)
-    print(describe(source), flush=True)
     split = source.splits["train"]
     info = DataInfo(split.size, split.image_shape, source.num_classes)
-    stages = [prepare(config, name, split, info, workdir) for name in stage_names(config)]
+    names = stage_names(config)
     workdir_lib.check(config, workdir, source)
-    workdir_lib.write(config, workdir, source)
+    on = devices.choose(config, workdir, lambda config: prepare(config, names[0], split, info, workdir))
+    stages = [prepare(on, name, split, info, workdir) for name in names]
+    learnt = any(stage.method.labels for stage in stages)
+    print(describe(source, "to learn from" if learnt else "for evaluation only"), flush=True)
+    workdir_lib.write(config, workdir, source, stages[0].mesh.size)
     with stop_signal() as stop:
         finished = all(is_finished(stage) for stage in stages)
         for stage in stages:
@@ -42,12 +46,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
 
 
-def describe(source: Source) -> str:
-    """One line on what will be clustered."""
+def describe(source: Source, purpose: str) -> str:
+    """One line on what the images are, and for what `purpose` their labels."""
     splits = ", ".join(f"{split.size:,} {name}" for name, split in source.splits.items())
     shape = source.splits["train"].image_shape
     colour = "grey" if shape[-1] == 1 else "colour"
     kind = f"vectors of {shape[0]}" if len(shape) == 1 else f"{shape[1]} x {shape[0]} {colour}"
-    known = f"{source.num_classes} classes known, for evaluation only" if source.num_classes else "no labels"
+    known = f"{source.num_classes} classes known, {purpose}" if source.num_classes else "no labels"
     skipped = f"; {len(source.skipped)} unreadable files skipped" if source.skipped else ""
     return f"{source.name}: {splits} images, {kind}; {known}{skipped}"

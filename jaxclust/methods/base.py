@@ -88,7 +88,10 @@ class Method(NamedTuple):
     """(state, batch, rng) -> state, Aux; replaces the gradient step. `aux.extra` is not used."""
     optimizer: Callable[[], optax.GradientTransformation] | None = None  # replaces `config.optimizer`
     views: tuple[str, ...] = ("train",)  # named augmentations (`config.views.<name>`)
-    fresh: tuple[str, ...] = ()  # top-level keys of params that refresh renews, with their optimiser state
+    fresh: tuple[str, ...] = ()
+    """Top-level keys of params that refresh renews, with their optimiser state, and keys of `extra` like them: whatever
+    stands under these names may change its shape."""
+    num_clusters: int | None = None  # how many clusters `predict` tells apart; None: as many as are found
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
 
 

@@ -1,15 +1,33 @@
-"""Networks, each a file with `make(config) -> Flax module` found by its name.
+"""Networks, each found by its name: a file with `make(config) -> Flax module`, and NETWORKS if it makes several.
 
 A network maps standardised images [B, H, W, C] to features [B, D] *before* their last ReLU, and records the
-map of each block (after ReLU, before pooling) under its name, `conv1` and so on, with `sow("maps", ...)`.
+map of each convolution or stage (after ReLU, before pooling) under its name, `conv1` and so on, with
+`sow("maps", ...)`. With `config.model.sobel` it sees the gradients of the images in place of their colours.
 """
+
+import importlib
+from types import ModuleType
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import plugins
+from jaxclust.config import did_you_mean
+from jaxclust.errors import ConfigError
+
+
+def networks() -> dict[str, ModuleType]:
+    """The file that makes each network: its own name, or the names in its NETWORKS (a family of several depths)."""
+    files = {file: importlib.import_module(f"{__name__}.{file}") for file in plugins.names(__name__)}
+    makers = {file: module for file, module in files.items() if hasattr(module, "make")}
+    return {name: module for file, module in makers.items() for name in getattr(module, "NETWORKS", (file,))}
 
 
 def get(config: ConfigDict) -> nn.Module:
     """The network that `config.model.name` names; ConfigError lists what there is."""
-    return plugins.load("jaxclust.models", config.model.name, "config.model.name", "make").make(config)
+    name, known = config.model.name, networks()
+    if name not in known:
+        there_is = f"There is: {', '.join(known)}."
+        raise ConfigError(f"config.model.name={name!r} is unknown{did_you_mean(name, known)} {there_is}")
+    network: nn.Module = known[name].make(config)
+    return network

@@ -7,7 +7,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import batch_norm, conv_init, halve
+from jaxclust.models.layers import conv_norm, max_pool, seen
 
 
 class ConvNet(nn.Module):
@@ -20,19 +20,18 @@ class ConvNet(nn.Module):
     blocks: int
     dim: int
     dropout: float
+    sobel: bool
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = x.astype(self.dtype)
+        x = seen(x, self.sobel, self.dtype)
         for block in range(self.blocks):
-            x = nn.Conv(self.width * 2**block, (3, 3), kernel_init=conv_init, name=f"block{block + 1}_conv", **kinds)(x)
-            x = nn.relu(batch_norm(train, name=f"block{block + 1}_norm", **kinds)(x))
+            x = nn.relu(conv_norm(x, self.width * 2**block, 3, name=f"block{block + 1}", train=train, **kinds))
             self.sow("maps", f"conv{block + 1}", x)
-            if min(x.shape[1:3]) > 1:
-                x = halve(x)
+            x = max_pool(x, 2, 2)
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.dim, name="feature", **kinds)(x)
@@ -41,4 +40,5 @@ class ConvNet(nn.Module):
 def make(config: ConfigDict) -> ConvNet:
     """The network of `config.model`, in the precision of `config.runtime.dtype`."""
     m = config.model
-    return ConvNet(m.width, m.blocks, m.dim, m.dropout, runtime.compute_dtype(config), runtime.param_dtype(config))
+    kinds = m.sobel, runtime.compute_dtype(config), runtime.param_dtype(config)
+    return ConvNet(m.width or 32, m.blocks, m.dim or 128, max(m.dropout, 0.0), *kinds)

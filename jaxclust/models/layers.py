@@ -1,11 +1,14 @@
 """The pieces that networks share, so that each constant stands in one place."""
 
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from jaxclust.ops.sobel import sobel
 from jaxclust.runtime import AXIS
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -15,18 +18,80 @@ dense_init = nn.initializers.normal(0.01)
 """N(0, 0.01^2), as DeepCluster draws every dense layer."""
 
 
-def halve(x: jax.Array) -> jax.Array:
-    """Max pooling 2 x 2 with stride 2 of [B, H, W, C]; an odd last row or column is dropped.
+def seen(images: jax.Array, gradients: bool, dtype: Any) -> jax.Array:
+    """What a first convolution sees: images [B, H, W, C], or their Sobel `gradients` [B, H, W, 2], in `dtype`."""
+    return (sobel(images) if gradients else images).astype(dtype)
 
-    As maxima of strided slices: the gradient of a windowed maximum is 13 times as slow on a CPU. Equal maxima, which
-    after a ReLU are zeros, share the gradient.
+
+def conv(features: int, kernel: int, stride: int = 1, padding: int | None = None, **kwargs: Any) -> nn.Conv:
+    """The convolution of every network: `kernel` x `kernel`, zero padding of kernel // 2 unless said."""
+    padding = kernel // 2 if padding is None else padding
+    return nn.Conv(features, (kernel, kernel), stride, padding, kernel_init=conv_init, **kwargs)
+
+
+def batch_norm(train: bool, param_dtype: Any = jnp.float32, **kwargs: Any) -> nn.BatchNorm:
+    """Batch norm over all devices; epsilon 1e-5, running statistics keep 0.9 (PyTorch's 0.1)."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=AXIS,
+        param_dtype=param_dtype,
+        force_float32_reductions=param_dtype == jnp.float32,  # statistics in float64 where parameters are
+        **kwargs,
+    )
+
+
+def conv_norm(
+    x: jax.Array,
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int | None = None,
+    *,
+    name: str,
+    train: bool,
+    bias: bool = True,
+    **kinds: Any,
+) -> jax.Array:
+    """A convolution and its batch norm, `<name>_conv` and `<name>_norm` of the module that calls."""
+    x = conv(features, kernel, stride, padding, use_bias=bias, name=f"{name}_conv", **kinds)(x)
+    normed: jax.Array = batch_norm(train, name=f"{name}_norm", **kinds)(x)
+    return normed
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """Max pooling of [B, H, W, C]; a map smaller than the window stays as it is, cells past the last window drop.
+
+    As maxima of strided slices, rows and columns in turn: the gradient of a windowed maximum takes 3 times (window 3)
+    to 30 times (window 2) as long on a CPU. Equal maxima, which after a ReLU are zeros, share the gradient.
+    """
+    if min(x.shape[1:3]) + 2 * padding < window:
+        return x
+    if padding:
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+    for axis in (1, 2):
+        span = (x.shape[axis] - window) // stride * stride + 1  # from the first window's start to the last one's
+        shifted = [jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+        x = reduce(jnp.maximum, shifted)
+    return x
+
+
+def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
+    """Means of [B, H, W, C] over `side` x `side` cells of nearly equal size, [B, side, side, C].
+
+    Cell i covers the rows from floor(i H / side) to ceil((i + 1) H / side) - 1, as in PyTorch: neighbours may share a
+    row, and those of a map smaller than the grid repeat it.
     """
     _, height, width, _ = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    if height == width == side:
+        return x
+    rows, columns = jnp.asarray(_cells(height, side), x.dtype), jnp.asarray(_cells(width, side), x.dtype)
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def batch_norm(train: bool, **kwargs: Any) -> nn.BatchNorm:
-    """Batch norm over all devices; epsilon 1e-5, running statistics keep 0.9 (PyTorch's 0.1)."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=AXIS, **kwargs)
+def _cells(size: int, side: int) -> np.ndarray:
+    """Weight of each of `size` positions in each of `side` cells, [side, size]."""
+    cell, position = np.arange(side)[:, None], np.arange(size)
+    inside = (position >= cell * size // side) & (position < -(-(cell + 1) * size // side))
+    return inside / inside.sum(axis=1, keepdims=True)

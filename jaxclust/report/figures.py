@@ -83,15 +83,15 @@ class Row(NamedTuple):
     share: float
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draws under our type settings, without reading $ in a name as mathematics."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _style():
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def printable(text: str, length: int = 28) -> str:
     return clean if len(clean) <= length else clean[: length - 1] + "…"
 
 
-@_styled
+@styled
 def curves(panels: Sequence[Panel], stages: Sequence[tuple[str, int]] = (), theme: Theme = LIGHT) -> Figure:
     """Small multiples over rounds, two in a row; `stages` are names and first rounds from 0."""
     rows = (len(panels) + 1) // 2
@@ -142,7 +142,7 @@ def curves(panels: Sequence[Panel], stages: Sequence[tuple[str, int]] = (), them
 
 
 def _panel(axes: Axes, panel: Panel, stages: Sequence[tuple[str, int]], theme: Theme) -> None:
-    _frame(axes, theme)
+    frame(axes, theme)
     axes.set_title(panel.title, loc="left", color=theme.ink, fontsize=10, weight="bold", pad=10)
     axes.set_xlabel("round", color=theme.muted, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -189,14 +189,14 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-@_styled
+@styled
 def sizes(counts: Array, clusters: Array, theme: Theme = LIGHT) -> Figure:
     """Sizes of clusters with these ids in falling order; one with over half is marked."""
     order = np.argsort(-np.asarray(counts), kind="stable")
     counts, clusters = np.asarray(counts)[order], np.asarray(clusters)[order]
     figure = Figure(figsize=(10, 2.9), facecolor=theme.paper)
     axes = figure.add_axes((0.06, 0.17, 0.84, 0.7))
-    _frame(axes, theme)
+    frame(axes, theme)
     axes.grid(axis="y", color=theme.line, linewidth=0.8)
     places = np.arange(len(counts))
     if len(counts) <= 100:
@@ -225,7 +225,7 @@ def sizes(counts: Array, clusters: Array, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def overview(rows: Sequence[Row], title: str, columns: int = 13, theme: Theme = LIGHT) -> Figure:
     """A contact sheet with one row of images and one block of words per cluster."""
     height, width = rows[0].images.shape[1:3]
@@ -278,7 +278,7 @@ def _words(canvas: Axes, row: Row, left: float, width: float, middle: float, fil
     canvas.plot([left, left + width * fill], [middle + 0.2] * 2, color=theme.first, **line)
 
 
-@_styled
+@styled
 def confusion(table: Array, clusters: Sequence[int], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
     """Counts [clusters, classes] as shares of their row, annotated when there are few cells."""
     table = np.asarray(table)
@@ -293,7 +293,7 @@ def confusion(table: Array, clusters: Sequence[int], classes: Sequence[str], the
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.first])
     axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
-    _frame(axes, theme)
+    frame(axes, theme)
     axes.set_title("cluster against class", loc="left", color=theme.ink, fontsize=10, weight="bold")
     axes.set_ylabel("cluster, in the order of its class", color=theme.muted, fontsize=8)
     axes.set(xticks=[], yticks=[])
@@ -335,7 +335,8 @@ def _resized(image: Array, width: int, height: int) -> Array:
     return np.asarray(Image.fromarray(colour).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _frame(axes: Axes, theme: Theme) -> None:
+def frame(axes: Axes, theme: Theme) -> None:
+    """Paper, and nothing around the data but small muted labels."""
     axes.set_facecolor(theme.paper)
     axes.set_axisbelow(True)
     for side in axes.spines.values():

@@ -31,6 +31,11 @@ class Checkpoints:
             item_handlers=ocp.StandardCheckpointHandler(),
         )
 
+    @staticmethod
+    def exist(folder: Path) -> bool:
+        """Whether there is a checkpoint in `folder`."""
+        return folder.exists() and Checkpoints(folder).latest() is not None
+
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Saves what is reached after `step` updates; a step that is there already would only be the same."""
         if step not in self._manager.all_steps():

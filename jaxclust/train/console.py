@@ -16,7 +16,7 @@ def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
     found = values.get("clusters/found")
     outputs = int(found) if found is not None else None
     size = stage.split.size if step == 0 else 10**12  # too few images is said once
-    for words in clustering.warnings(values, size, stage.config.cluster.k, loss, outputs):
+    for words in clustering.warnings(values, size, stage.method.num_clusters, loss, outputs):
         print(f"  warning: {words}", flush=True)
 
 
@@ -25,11 +25,14 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
     length = stage.lengths
     total = -(-length.stage // length.round) if length.round else 0
     parts = [f"{stage.name} {step / length.round:g}/{total}" if length.stage else stage.name]
+    asked = stage.method.num_clusters
     known = {
         "train/loss": lambda v: f"loss {v:.3f}",
-        "clusters/found": lambda v: f"clusters {v:.0f}/{stage.config.cluster.k}",
+        "train/accuracy": lambda v: f"accuracy {v:.3f}",
+        "clusters/found": lambda v: f"clusters {v:.0f}" + (f"/{asked}" if asked else ""),
         "clusters/largest_share": lambda v: f"largest {v:.0%}",
         "clusters/nmi_prev": lambda v: f"NMI to previous {v:.3f}",
+        "clusters/changed": lambda v: f"moved {v:.0%}",
         "train/acc": lambda v: f"ACC {v:.3f}",
         "train/nmi": lambda v: f"NMI {v:.3f}",
         "images_per_second": lambda v: f"{v:,.0f} images/s",

@@ -1,6 +1,7 @@
 """Durations of a config in steps, converted once; the loop sees nothing else."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -10,13 +11,14 @@ from jaxclust.errors import ConfigError
 
 
 class Lengths(NamedTuple):
-    """Steps of a stage, of a round, and between two logs, evaluations and saves (0: never)."""
+    """Steps of a stage, of a round, and between two logs, evaluations, saves and decays of a rate (0: never)."""
 
     stage: int
     round: int
     log: int
     eval: int
     save: int
+    every: Mapping[str, int]  # what a schedule counts, by optimiser group
 
 
 def due(step: int, every: int) -> bool:
@@ -30,11 +32,13 @@ def lengths(config: ConfigDict, size: int) -> Lengths:
     if not round_steps:
         raise ConfigError("config.refresh_every='never': a round needs a length; set for example '1 epoch'")
 
-    def every(field: str) -> int:
-        return _steps(config[field], f"config.{field}", size, config.batch_size, round_steps)
+    def every(text: str, field: str) -> int:
+        return _steps(text, f"config.{field}", size, config.batch_size, round_steps)
 
     stage = config.rounds * round_steps if config.rounds else config.steps
-    return Lengths(stage, round_steps, every("log_every"), every("eval_every"), every("save_every"))
+    log, evaluate, save = (every(config[name], name) for name in ("log_every", "eval_every", "save_every"))
+    groups = {name: every(group.every, f"optimizer.{name}.every") for name, group in config.optimizer.items()}
+    return Lengths(stage, round_steps, log, evaluate, save, groups)
 
 
 def _steps(text: str, field: str, size: int, batch_size: int, round_steps: int | None) -> int:

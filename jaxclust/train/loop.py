@@ -20,10 +20,10 @@ from jaxclust.evaluation import suite
 from jaxclust.methods.base import Batch, Targets, TrainState
 from jaxclust.progress import progress
 from jaxclust.runtime import StopSignal
-from jaxclust.train import optim
 from jaxclust.train import step as train_step
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 from jaxclust.train.console import print_round
+from jaxclust.train.frozen import with_features
 from jaxclust.train.image_rows import ImageRows
 from jaxclust.train.lengths import due
 from jaxclust.train.refresh import refresh, run
@@ -53,6 +53,8 @@ def run_stage(stage: Stage, stop: StopSignal) -> Snapshot:
         return snapshot
     if restored is not None:
         print(f"{stage.name}: going on from step {restored:,} of {stage.lengths.stage:,}", flush=True)
+    if stage.config.freeze_body:
+        stage = with_features(stage, snapshot.state, restored is not None)
     writer = Writer(stage.workdir, stage.name, restored)
     try:
         return _loop(stage, snapshot, restored, checkpoints, writer, stop)
@@ -112,7 +114,7 @@ def _flush(
     if not count:
         return state, {}
     values = {f"train/{name}": float(sums[name]) / count for name in stage.metrics}
-    values |= {f"lr/{name}": rate for name, rate in optim.rates(stage.config, state.params, stage.lengths.stage, step)}
+    values |= {f"lr/{name}": rate for name, rate in stage.optimizer.rates(state.opt_state, step).items()}
     values["images_per_second"] = count * stage.config.batch_size / seconds
     zeros = runtime.put_replicated(train_step.zero_sums(stage.metrics), stage.mesh)
     return state._replace(sums=zeros), values
@@ -162,7 +164,12 @@ def evaluate(stage: Stage, state: TrainState) -> dict[str, float]:
     if stage.predict is None:
         return {}
     predictions = {name: rows.array() for name, rows in run(stage, state, stage.predict, "evaluation").items()}
-    scores = suite.evaluate(predictions, stage.split.labels, stage.config)
+    scores = suite.evaluate(
+        predictions,
+        stage.split.labels,
+        stage.config,
+        lambda: run(stage, state, stage.embed, "features")["features"],
+    )
     return {name if "/" in name else f"train/{name}": value for name, value in scores.items()}
 
 

@@ -31,11 +31,11 @@ def refresh(
         if stage.predict is not None and refreshed.cluster is not None:
             predicted = run(stage, new, stage.predict, "assignment")
             refreshed = refreshed._replace(cluster=predicted["cluster"].array())
-        return new, targets, values | _record(stage, targets, refreshed, step)
+        return new, targets, values | _record(stage, targets, refreshed, rows, step)
     params = runtime.put_replicated(refreshed.params, stage.mesh)
     opt_state = optim.renew(stage.optimizer, state.opt_state, params, stage.method.fresh)
     new = new._replace(params=params, opt_state=runtime.put_replicated(opt_state, stage.mesh))
-    values |= _record(stage, targets, refreshed, step)
+    values |= _record(stage, targets, refreshed, rows, step)
     at = np.asarray(step, np.int32)
     return new, Targets(refreshed.target, refreshed.weight, refreshed.ids, at), values
 
@@ -46,7 +46,7 @@ def run(stage: Stage, state: TrainState, program: Program, title: str) -> dict[s
     return extract(program, state.params, state.extra, stage.split, stage.config, stage.mesh, folder, title)
 
 
-def _record(stage: Stage, targets: Targets, refreshed: Refreshed, step: int) -> dict[str, float]:
+def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, step: int) -> dict[str, float]:
     """Writes the assignment to the cluster log and measures it; labels meet it only here."""
     if refreshed.cluster is None:
         return {}
@@ -59,14 +59,13 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, step: int) -> 
             distance=np.asarray(refreshed.distance, np.float32),
             weight=refreshed.weight,
         )
-    values = clustering.sizes(refreshed.cluster, stage.config.cluster.k)
+    values = clustering.sizes(refreshed.cluster, stage.method.num_clusters)
     if targets.refreshed_at >= 0:
         average = stage.config.evaluate.nmi_average
         values["clusters/nmi_prev"] = clustering.nmi(targets.target, refreshed.cluster, average)
-    if stage.split.labels is not None:
-        scores = suite.evaluate({"cluster": refreshed.cluster}, stage.split.labels, stage.config)
-        values |= {f"train/{name}": value for name, value in scores.items() if "/" not in name}
-    return values
+        values["clusters/changed"] = clustering.changed(targets.target, refreshed.cluster)
+    scores = suite.evaluate({"cluster": refreshed.cluster}, stage.split.labels, stage.config, lambda: rows)
+    return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}
 
 
 def std_of_unit_rows(rows: Rows) -> float:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from jaxclust.train import optim
 from jaxclust.train import step as train_step
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 from jaxclust.train.lengths import Lengths, lengths
+from jaxclust.train.optim import Optimizer
 
 
 class Stage(NamedTuple):
@@ -32,10 +32,11 @@ class Stage(NamedTuple):
     config: ConfigDict
     workdir: Path
     split: Split
+    info: DataInfo
     method: Method
     lengths: Lengths
     mesh: Mesh
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: Optimizer
     step: train_step.Step
     embed: Program
     predict: Program | None
@@ -64,12 +65,13 @@ def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir
     key = runtime.key(config.seed, name)
     variables = jax.eval_shape(method.init, key, batch)
     length = lengths(config, info.size)
-    optimizer = optim.make(config, method, variables[0], length.stage)
+    optimizer = optim.make(config, method, variables[0], length)
     step = train_step.make(method, optimizer, mesh)
     abstract = jax.eval_shape(lambda: _state(method, optimizer, key, batch, ()))
     metrics = train_step.metric_names(step, abstract, batch, key)
 
-    donor = trained_body(Path(config.init_from)) if config.init_from and number == 0 else None
+    begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then the donor is no longer needed
+    donor = trained_body(Path(config.init_from)) if config.init_from and number == 0 and not begun else None
     if donor:
         donor.check_body(Snapshot(abstract, first_targets(method, split)), method.fresh)
 
@@ -79,16 +81,14 @@ def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir
         return donor.restore_body(snapshot, method.fresh) if donor else snapshot
 
     return Stage(
-        name, number, config, workdir, split, method, length, mesh, optimizer, step,
+        name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
         compile_for(method.embed, mesh),
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first,
     )  # fmt: skip
 
 
-def _state(
-    method: Method, optimizer: optax.GradientTransformation, key: jax.Array, batch: Batch, metrics: tuple[str, ...]
-) -> TrainState:
+def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, metrics: tuple[str, ...]) -> TrainState:
     params, extra = method.init(key, batch)
     sums = jax.tree.map(jnp.asarray, train_step.zero_sums(metrics))
     return TrainState(jnp.zeros((), jnp.int32), params, extra, optimizer.init(params), sums)
@@ -100,7 +100,7 @@ def trained_body(workdir: Path) -> Checkpoints:
     if not saved.exists():
         raise ConfigError(f"config.init_from={str(workdir)!r} holds no run (there is no {saved})")
     folder = workdir / "checkpoints" / stage_names(load(saved))[-1]
-    if not folder.exists() or Checkpoints(folder).latest() is None:
+    if not Checkpoints.exist(folder):
         raise ConfigError(f"config.init_from={str(workdir)!r} has no checkpoint yet (there is none in {folder})")
     return Checkpoints(folder)
 
@@ -109,7 +109,7 @@ def first_targets(method: Method, split: Split) -> Targets:
     """Targets before any refresh: the labels where the method may see them, else zeros."""
     labels = split.labels if method.labels else None
     target = np.zeros(split.size, np.int32) if labels is None else labels.astype(np.int32)
-    ids = np.arange(split.size, dtype=np.int32)
+    ids = np.flatnonzero(target >= 0).astype(np.int32)  # of some images the label may be unknown
     return Targets(target, np.ones(split.size, np.float32), ids, np.asarray(-1, np.int32))
 
 

@@ -12,12 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclust.methods.base import Aux, Batch, Method, TrainState
 from jaxclust.runtime import AXIS
+from jaxclust.train.optim import Optimizer
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array], jax.Array]]
 
 
 def gradient_update(
-    method: Method, optimizer: optax.GradientTransformationExtraArgs
+    method: Method, optimizer: Optimizer
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Aux]]:
     """The default `update`: one step down the gradient of the loss over the batch of all devices."""
 
@@ -28,7 +29,7 @@ def gradient_update(
             return jax.lax.pmean(loss, AXIS), aux
 
         (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step)
+        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step, value=loss)
         params = optax.apply_updates(state.params, changes)
         state = state._replace(params=params, extra=aux.extra, opt_state=opt_state)
         return state, aux._replace(metrics={"loss": loss, **aux.metrics})
@@ -36,7 +37,7 @@ def gradient_update(
     return update
 
 
-def make(method: Method, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh) -> Step:
+def make(method: Method, optimizer: Optimizer, mesh: Mesh) -> Step:
     """(state, batch, key of the stage) -> (state, rows by image, updates since the last log)."""
     update = method.update or gradient_update(method, optimizer)
 

@@ -50,10 +50,13 @@ def check(config: ConfigDict, workdir: Path, source: Source) -> None:
         )
 
 
-def write(config: ConfigDict, workdir: Path, source: Source) -> None:
-    """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv."""
+def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
+    """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv.
+
+    `used` is the number of devices that were chosen where the config leaves it open.
+    """
     config_lib.save(config, workdir / "config.json")
-    _write(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    _write(workdir / "environment.json", json.dumps(environment(used), indent=2) + "\n")
     split = source.splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.num_classes}
     _write(workdir / "data.json", json.dumps(about, indent=2) + "\n")
@@ -71,7 +74,13 @@ def data_info(workdir: Path) -> DataInfo:
     return DataInfo(about["size"], tuple(about["image_shape"]), about["num_classes"])
 
 
-def environment() -> dict[str, object]:
+def devices_used(workdir: Path) -> int | None:
+    """The number of devices that the run in `workdir` is made with, None if there is no run."""
+    path = workdir / "environment.json"
+    return json.loads(path.read_text(encoding="utf-8"))["devices_used"] if path.exists() else None
+
+
+def environment(used: int) -> dict[str, object]:
     """Versions, devices and commit that a run is made with."""
     versions = {}
     for name in PACKAGES:
@@ -84,6 +93,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": versions,
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "devices_used": used,
         "hosts": jax.process_count(),
         "commit": _commit(),
     }

@@ -1,0 +1,268 @@
+"""--job=sweep: a training for every combination of values, each in a folder of its own.
+
+Every process that is started on the same folder takes the runs that no other one has; a lock of the operating system
+guards each, so that a process that dies leaves its run to the others. What is finished is not done again.
+"""
+
+import fcntl
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote_plus
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxclust import config as config_lib
+from jaxclust.config import Field
+from jaxclust.data.source import Source, open_source
+from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
+from jaxclust.files import replacing
+from jaxclust.jobs import train
+from jaxclust.jobs.options import Options
+from jaxclust.methods.base import DataInfo
+from jaxclust.progress import progress
+from jaxclust.report import sweep as report
+from jaxclust.report.sweep import DONE, FAILED, SEED, Value, Values, read_outcome
+from jaxclust.runtime import StopSignal, stop_signal
+from jaxclust.train import devices
+from jaxclust.train import workdir as workdir_lib
+from jaxclust.train.stage import prepare
+
+EXAMPLE = "--over=cluster.k=5,10,20"
+SILHOUETTE = "silhouette"
+SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process has
+LONGEST_NAME = 200  # of a folder; most file systems end at 255
+
+
+class Run(NamedTuple):
+    """One training of a sweep."""
+
+    name: str  # of its folder
+    values: Values
+    config: ConfigDict
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Trains what is not finished, then writes sweep.csv, summary.csv and report/index.html.
+
+    Everything a user can have got wrong is found before the workdir is touched. A run that fails is recorded and the
+    others go on; JaxclustError at the end names all that failed.
+    """
+    fields = parse(config, options.over)
+    runs = plan(config, fields)
+    check_workdir(config, workdir, fields)
+    with stop_signal() as stop:
+        check_runs([run for run in runs if not is_finished(run, workdir)], workdir, stop)
+        register(config, workdir, fields, runs)
+        work(runs, workdir, stop)
+        with locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):
+            summary = report.write(workdir)
+    print(f"\n{summary.table}\n{summary.hint}\nresults: {summary.page}", flush=True)
+    failed = [(run.name, why) for run in runs for status, why in [read_outcome(workdir, run.name)] if status == FAILED]
+    if failed:
+        shown = "\n".join(f"  {name}: {why}" for name, why in failed)
+        raise JaxclustError(f"{len(failed)} of {len(runs)} runs failed, the others are done:\n{shown}")
+
+
+def parse(config: ConfigDict, over: Sequence[str]) -> dict[str, list[Value]]:
+    """The values of each setting to sweep over, from NAME=VALUE,VALUE texts; ConfigError on whatever is wrong."""
+    if not over:
+        raise ConfigError(f"--job=sweep needs --over=NAME=VALUE,VALUE, such as {EXAMPLE} --over=seed=0,1,2")
+    known = [name for name, _ in config_lib.flatten(config)]
+    fields: dict[str, list[Value]] = {}
+    for text in over:
+        name, _, values = text.partition("=")
+        field = config_lib.field_of(name) if name in known else None
+        if field is None:
+            raise config_lib.unknown(name, known)
+        if name.startswith("runtime."):
+            raise ConfigError(f"--over={text}: config.{name} is the same for all runs of a process and cannot be swept")
+        if name in fields:
+            raise ConfigError(f"--over={text}: config.{name} is swept twice; give all its values at once")
+        fields[name] = [parse_value(name, field, value.strip()) for value in values.split(",")]
+        twice = [value for i, value in enumerate(fields[name]) if value in fields[name][:i]]
+        if twice:
+            raise ConfigError(f"--over={text}: {twice[0]!r} is there twice")
+    return fields
+
+
+def parse_value(name: str, field: Field, text: str) -> Value:
+    """A value of the setting's own type; its range is checked with the whole config."""
+    if not text:
+        raise ConfigError(f"--over={name}= has an empty value; write NAME=VALUE,VALUE without a gap, such as {EXAMPLE}")
+    kind = type(field.default)
+    if kind is str:
+        return text
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float):
+            number: int | float = kind(text)
+            return number
+    except (KeyError, ValueError):
+        raise ConfigError(f"--over={name}: {text!r} must be of type {kind.__name__} ({field.allowed})") from None
+    raise ConfigError(f"--over={name}: a setting with several numbers ({field.allowed}) cannot be swept")
+
+
+def plan(config: ConfigDict, fields: Mapping[str, Sequence[Value]]) -> list[Run]:
+    """A run for each combination, the last setting changing fastest; ConfigError if one is not allowed."""
+    runs = []
+    for combination in itertools.product(*fields.values()):
+        values = dict(zip(fields, combination, strict=True))
+        own = ConfigDict(config.to_dict())
+        own.update_from_flattened_dict(values)
+        if SILHOUETTE not in [name.strip() for name in own.evaluate.suite.split(",")]:
+            own.evaluate.suite = f"{own.evaluate.suite},{SILHOUETTE}"
+        runs.append(Run(folder_name(values), values, config_lib.validate(own)))
+    return runs
+
+
+def folder_name(values: Values) -> str:
+    """name=value,name=value with the names in order; letters that a file system may refuse are written as in a URL."""
+    name = ",".join(f"{key}={quote_plus(str(values[key]))}" for key in sorted(values))
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}~{sha256(name.encode()).hexdigest()[:12]}"
+
+
+def check_workdir(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]]) -> None:
+    """Refuses a folder of something else or of another sweep; writes nothing."""
+    base, where = workdir / "base.json", f"--workdir={workdir}"
+    if not base.exists():
+        if (workdir / "config.json").exists():
+            raise ConfigError(f"{where} holds a single run and no sweep; choose a new or an empty folder")
+        # These and temporary files are those of another process that begins this very sweep.
+        own = ("locks", "sweep.json")
+        if workdir.exists() and any(path.name not in own and path.name[0] != "." for path in workdir.iterdir()):
+            raise ConfigError(f"{where} holds other files and no sweep; choose a new or an empty folder")
+        return
+    there = report.read_plan(workdir).fields
+    if set(there) != set(fields):
+        raise ConfigError(
+            f"{where} holds a sweep over {', '.join(there)}, not {', '.join(fields)}; use another --workdir"
+        )
+    changes = [c for c in config_lib.differences(config_lib.load(base), config) if c[0] not in fields]
+    if changes:
+        shown = "\n".join(f"  config.{name}: {old!r} there, {new!r} now" for name, old, new in changes)
+        raise ConfigError(
+            f"{where} holds a sweep with other settings:\n{shown}\nUse these settings, or another --workdir"
+        )
+
+
+def check_runs(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
+    """Makes every stage of every run ready and forgets it; ConfigError or DataError names the run that cannot be."""
+    sources: dict[str, Source] = {}
+    different = {folder_name({**run.values, SEED: 0}): run for run in runs}  # no seed is a wrong one
+    for run in progress(different.values(), len(different), "checking the settings", "runs"):
+        if stop.received:
+            raise stop.error()
+        try:
+            data = run.config.data.to_json()
+            source = sources[data] = sources.get(data) or open_source(run.config)
+            split = source.splits["train"]
+            config = on_any_cpu(workdir_lib.resolved(run.config, split.image_shape))
+            info = DataInfo(split.size, split.image_shape, source.num_classes)
+            for stage in config_lib.stage_names(config):
+                prepare(config, stage, split, info, workdir / run.name)
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{run.name}: {error}") from error
+
+
+def on_any_cpu(config: ConfigDict) -> ConfigDict:
+    """`config` on one device where each training will choose how many its batches can be split over."""
+    free = not (config.runtime.devices or config.runtime.cpu_devices) and jax.default_backend() == "cpu"
+    return devices.with_devices(config, 1) if free else config
+
+
+def register(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]], runs: Sequence[Run]) -> None:
+    """Writes base.json, the config, and sweep.json, the fields and all runs that were ever asked for."""
+    with locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):
+        check_workdir(config, workdir, fields)  # once more, now that nobody else can write
+        saved = report.read_plan(workdir) if (workdir / "base.json").exists() else report.Plan(tuple(fields), {})
+        known = {**saved.runs, **{run.name: run.values for run in runs}}
+        write_json(workdir / "sweep.json", {"fields": saved.fields, "runs": known})
+        config_lib.save(config, workdir / "base.json")
+
+
+def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
+    """Trains the runs one after the other; those that another process has are looked at again until they are done."""
+    again = {run.name for run in runs if read_outcome(workdir, run.name)[0] == FAILED}  # the cause may be gone
+    left, waiting = dict(enumerate(runs, 1)), False
+    while left:
+        busy = {}
+        for number, run in left.items():
+            if stop.received:
+                raise stop.error()
+            with locked(workdir / "locks" / f"{run.name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+                failed = read_outcome(workdir, run.name)[0] == FAILED and run.name not in again
+                if not mine:
+                    busy[number] = run
+                elif not failed and not is_finished(run, workdir):
+                    print(f"\n[{number}/{len(runs)}] {run.name}", flush=True)
+                    train_one(run, workdir)
+                    again.discard(run.name)
+        if len(busy) == len(left):
+            if not waiting:
+                print(f"waiting for {len(busy)} runs that another process does", flush=True)
+            waiting = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        left = busy
+
+
+def train_one(run: Run, workdir: Path) -> None:
+    """Trains, evaluates and reports one run, from where it stands, and records how it ended."""
+    record = workdir / "outcomes" / f"{run.name}.json"
+    record.unlink(missing_ok=True)
+    status, why = DONE, ""
+    try:
+        train.run(run.config, workdir / run.name, Options())
+    except Stopped:
+        raise
+    except JaxclustError as error:
+        status, why = FAILED, str(error)
+        print(f"{run.name} failed: {error}", file=sys.stderr, flush=True)
+    write_json(record, {"status": status, "why": why})
+
+
+def is_finished(run: Run, workdir: Path) -> bool:
+    """Whether the run has ended well, with the length and the evaluation that it is to have."""
+    folder = workdir / run.name
+    files = (folder / name for name in ("config.json", "results.json", "assignments.csv"))
+    if read_outcome(workdir, run.name)[0] != DONE or not all(path.exists() for path in files):
+        return False
+    there = dict(config_lib.flatten(config_lib.load(folder / "config.json")))
+    return all(there.get(name) == value for name, value in config_lib.flatten(run.config) if may_grow(name))
+
+
+def may_grow(name: str) -> bool:
+    """Whether a setting may differ from an earlier start and leaves more to do."""
+    return name.rpartition(".")[2] in ("rounds", "steps", "stages") or ".evaluate." in f".{name}"
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[bool]:
+    """Whether the lock `path` is ours within the block; the kernel frees it when the process ends, however it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            mine = False
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir: its file system cannot lock {path} ({error}); choose another place"
+            ) from None
+        else:
+            mine = True
+        yield mine
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Writes a JSON file whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

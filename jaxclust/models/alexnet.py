@@ -1,0 +1,79 @@
+"""AlexNet with batch norm, one tower, no local response normalisation.
+
+Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012, as
+Caron et al. 2018 (DeepCluster) train it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxclust import runtime
+from jaxclust.errors import ConfigError
+from jaxclust.models.layers import adaptive_mean, conv_norm, dense_init, max_pool, seen
+
+
+class Conv(NamedTuple):
+    """One convolution; `multiple` is its channels' share of the first one's."""
+
+    multiple: float
+    kernel: int
+    stride: int
+    padding: int
+    pooled: bool  # by 3 x 3 with stride 2
+
+
+CONVS = (
+    Conv(1, 11, 4, 2, True),
+    Conv(8 / 3, 5, 1, 2, True),
+    Conv(4, 3, 1, 1, False),
+    Conv(4, 3, 1, 1, False),
+    Conv(8 / 3, 3, 1, 1, True),
+)
+SMALLEST = CONVS[0].kernel - 2 * CONVS[0].padding
+"""The smallest side in pixels that the first convolution gives an output for."""
+
+
+class AlexNet(nn.Module):
+    """Five convolutions and two dense layers, of which the second is the feature before its ReLU.
+
+    Input [B, H, W, C] standardised, of any size from 7 x 7; output [B, dim]. The last map is pooled to 6 x 6, which
+    it is at 224 x 224; on small images a pooling that would leave no pixel is skipped. ConfigError below 7 x 7.
+    """
+
+    width: int
+    dim: int
+    dropout: float
+    sobel: bool
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        height, width = x.shape[1:3]
+        if min(height, width) < SMALLEST:
+            raise ConfigError(
+                f"config.model.name='alexnet' needs images of {SMALLEST} x {SMALLEST} pixels or more, and these are "
+                f"{height} x {width}. Raise config.data.image_size or take config.model.name=convnet"
+            )
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = seen(x, self.sobel, self.dtype)
+        for number, c in enumerate(CONVS, 1):
+            shape = round(self.width * c.multiple), c.kernel, c.stride, c.padding
+            x = nn.relu(conv_norm(x, *shape, name=f"conv{number}", train=train, **kinds))
+            self.sow("maps", f"conv{number}", x)
+            x = max_pool(x, 3, 2) if c.pooled else x
+        x = adaptive_mean(x, 6).reshape(x.shape[0], -1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.relu(nn.Dense(self.dim, kernel_init=dense_init, name="dense", **kinds)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.dim, kernel_init=dense_init, name="feature", **kinds)(x)
+
+
+def make(config: ConfigDict) -> AlexNet:
+    """The network of `config.model`, in the precision of `config.runtime.dtype`."""
+    m = config.model
+    kinds = m.sobel, runtime.compute_dtype(config), runtime.param_dtype(config)
+    return AlexNet(m.width or 96, m.dim or 4096, m.dropout if m.dropout >= 0 else 0.5, *kinds)

@@ -1,0 +1,270 @@
+"""The runs of a sweep side by side: tables, a plot and a page, read from its workdir.
+
+`sweep.csv` repeats all of each run's results; everything else is made of what needs no labels.
+"""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxclust import config as settings
+from jaxclust.evaluation.stability import stability
+from jaxclust.files import replacing
+from jaxclust.report import figures, sweep_figure
+
+Value = bool | int | float | str
+Values = dict[str, Value]
+
+SEED = "seed"
+DONE, FAILED, WAITING = "done", "failed", "not finished"
+
+
+class Measure(NamedTuple):
+    """A column of the summary: its title, and how its numbers are shown."""
+
+    title: str
+    shown: str
+
+
+MEASURES = {
+    "silhouette": Measure("silhouette", ".3f"),
+    "stability": Measure("stability: ARI between seeds", ".3f"),
+    "normalised_entropy": Measure("entropy of the sizes, 1 when even", ".3f"),
+    "largest_share": Measure("share of the largest cluster", ".1%"),
+    "clusters": Measure("clusters found", ",.4g"),
+    "seconds": Measure("seconds of training", ",.0f"),
+}
+
+
+class Plan(NamedTuple):
+    """What a sweep consists of, as its `sweep.json` says."""
+
+    fields: tuple[str, ...]
+    runs: dict[str, Values]  # by folder
+
+
+class Row(NamedTuple):
+    """A run: its folder, its values, how it ended, and what it found."""
+
+    run: str
+    values: Values
+    status: str
+    why: str  # it failed
+    results: dict[str, float]
+    measures: dict[str, float]
+
+
+class Group(NamedTuple):
+    """The finished runs that differ in their seed alone; a measure is absent where there is none."""
+
+    values: Values
+    seeds: int
+    mean: dict[str, float]
+    std: dict[str, float]  # with n - 1, from two seeds on
+
+
+class Summary(NamedTuple):
+    """What is to be said of a sweep, and where it stands."""
+
+    table: str
+    hint: str
+    page: Path
+
+
+def write(workdir: Path) -> Summary:
+    """Writes sweep.csv, summary.csv, and report/index.html with its plot, of as many runs as are finished."""
+    plan = read_plan(workdir)
+    rows = read_rows(workdir, plan)
+    groups = summarize(workdir, rows)
+    fields = [name for name in plan.fields if name != SEED]
+    names = list(dict.fromkeys(name for row in rows for name in row.results))
+    _write_csv(
+        workdir / "sweep.csv",
+        ["run", *plan.fields, "status", "failed", *names],
+        ([r.run, *(r.values[f] for f in plan.fields), r.status, r.why, *_cells(r.results, names)] for r in rows),
+    )
+    columns = [name for measure in MEASURES for name in (measure, f"{measure}_std") if name != "stability_std"]
+    numbers = [group.mean | {f"{name}_std": value for name, value in group.std.items()} for group in groups]
+    _write_csv(
+        workdir / "summary.csv",
+        [*fields, "seeds", *columns],
+        ([*g.values.values(), g.seeds, *_cells(n, columns)] for g, n in zip(groups, numbers, strict=True)),
+    )
+    cells = [shown(group) for group in groups]
+    header = [*fields, "seeds", *MEASURES]
+    page = _write_page(workdir, plan, rows, groups, [header, *cells])
+    return Summary(aligned([header, *cells]), hint(groups), page)
+
+
+def read_plan(workdir: Path) -> Plan:
+    """Reads sweep.json."""
+    saved = json.loads((workdir / "sweep.json").read_text(encoding="utf-8"))
+    runs = {run: {name: values[name] for name in saved["fields"]} for run, values in saved["runs"].items()}
+    return Plan(tuple(saved["fields"]), runs)
+
+
+def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
+    """How a run ended, and why if it failed."""
+    path = workdir / "outcomes" / f"{run}.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return WAITING, ""
+    return saved["status"], saved["why"]
+
+
+def read_rows(workdir: Path, plan: Plan) -> list[Row]:
+    """Every run of the plan by its values, numbers in rising order and words as they were given, seeds last."""
+    rows = [_row(workdir, run, values) for run, values in plan.runs.items()]
+    order = sorted(plan.fields, key=lambda name: name == SEED)
+    given = {name: list(dict.fromkeys(row.values[name] for row in rows)) for name in order}
+
+    def rank(row: Row) -> list[float]:
+        values = ((given[name], row.values[name]) for name in order)
+        return [known.index(value) if isinstance(value, str) else value for known, value in values]
+
+    return sorted(rows, key=rank)
+
+
+def _row(workdir: Path, run: str, values: Values) -> Row:
+    status, why = read_outcome(workdir, run)
+    if status != DONE:
+        return Row(run, values, status, why, {}, {})
+    results = json.loads((workdir / run / "results.json").read_text(encoding="utf-8"))
+    config = settings.load(workdir / run / "config.json")
+    config = settings.for_stage(config, settings.stage_names(config)[-1])
+    asked = config.cluster.k if config.cluster.method == "kmeans" else 0
+    most = math.log(max(asked, results["clusters"], 1))
+    named = {name: results[key] for name in MEASURES for key in (name, f"train/{name}") if key in results}
+    named["normalised_entropy"] = results["train/entropy"] / most if most else 0.0
+    return Row(run, values, status, "", results, named)
+
+
+def summarize(workdir: Path, rows: Sequence[Row]) -> list[Group]:
+    """Means and deviations over seeds, in the order of the rows."""
+    members: dict[tuple[tuple[str, Value], ...], list[Row]] = {}
+    for row in rows:
+        key = tuple((name, value) for name, value in row.values.items() if name != SEED)
+        members.setdefault(key, []).extend([row] if row.status == DONE else [])
+    return [_group(workdir, dict(key), of_seeds) for key, of_seeds in members.items()]
+
+
+def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
+    numbers = {name: [row.measures[name] for row in rows if name in row.measures] for name in MEASURES}
+    mean = {name: statistics.fmean(found) for name, found in numbers.items() if found}
+    std = {name: statistics.stdev(found) for name, found in numbers.items() if len(found) > 1}
+    if len(rows) > 1:
+        assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows]
+        if len({len(assignment) for assignment in assignments}) == 1:  # else they are not of the same images
+            mean["stability"] = stability(assignments) or 0.0
+    return Group(values, len(rows), mean, std)
+
+
+def _assignment(path: Path) -> NDArray[np.int64]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return np.array([int(row["cluster"]) for row in csv.DictReader(file)], np.int64)
+
+
+def shown(group: Group) -> list[str]:
+    """A row of the table that people read."""
+    cells = [str(value) for value in group.values.values()] + [str(group.seeds)]
+    for name, measure in MEASURES.items():
+        value = format(group.mean[name], measure.shown) if name in group.mean else "–"
+        deviation = group.std.get(name)
+        cells.append(f"{value} ± {format(deviation, measure.shown)}" if deviation is not None else value)
+    return cells
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Plain text in columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(lines)
+
+
+def hint(groups: Sequence[Group]) -> str:
+    """Which values have the highest silhouette and the highest stability, in a line."""
+    words = []
+    for name in ("silhouette", "stability"):
+        measured = [group for group in groups if name in group.mean]
+        if len(measured) > 1:
+            best = max(measured, key=lambda group: group.mean[name])
+            words.append(f"best {name}: {_named(best.values)} ({best.mean[name]:.3f})")
+    if not words:
+        return "There is nothing to compare yet: a hint needs two finished values, stability two seeds of each."
+    return f"{'; '.join(words)}. These are hints, not answers: look at the clusters."
+
+
+def _named(values: Values) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _cells(numbers: dict[str, float], names: Iterable[str]) -> list[str]:
+    return [f"{numbers[name]:.10g}" if name in numbers else "" for name in names]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def _write_page(
+    workdir: Path, plan: Plan, rows: Sequence[Row], groups: Sequence[Group], table: Sequence[Sequence[str]]
+) -> Path:
+    """The plot for light and for dark pages, and the page; the page comes last."""
+    folder = workdir / "report"
+    panels = _panels(plan, groups)
+    for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)) if panels else ():
+        with replacing(folder / f"sweep{suffix}.png") as temporary:
+            figures.save(sweep_figure.draw(panels, _first(plan), theme), temporary)
+    source = resources.files("jaxclust.report").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(source).render(
+        fields=plan.fields,
+        table=table,
+        rows=rows,
+        plot=bool(panels),
+        hint=hint(groups),
+        light=figures.LIGHT,
+        dark=figures.DARK,
+    )
+    path = folder / "index.html"
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _first(plan: Plan) -> str:
+    """The field along the horizontal axis."""
+    return next((name for name in plan.fields if name != SEED), SEED)
+
+
+def _panels(plan: Plan, groups: Sequence[Group]) -> list[sweep_figure.Panel]:
+    """A plot for each measure that there is, with a line for all runs that differ in the first field alone."""
+    lines: dict[str, list[Group]] = {}
+    for group in groups:
+        others = {name: value for name, value in group.values.items() if name != _first(plan)}
+        lines.setdefault(_named(others), []).append(group)
+    panels = []
+    for name, measure in MEASURES.items():
+        series = [sweep_figure.Series(label, *_points(plan, name, found)) for label, found in lines.items()]
+        if any(line.x for line in series):
+            panels.append(sweep_figure.Panel(measure.title, series, measure.shown.endswith("%")))
+    return panels
+
+
+def _points(plan: Plan, name: str, groups: Sequence[Group]) -> tuple[list[Value], list[float], list[float]]:
+    measured = [group for group in groups if name in group.mean]
+    x = [group.values.get(_first(plan), "all seeds") for group in measured]
+    return x, [group.mean[name] for group in measured], [group.std.get(name, math.nan) for group in measured]

@@ -1,0 +1,196 @@
+"""Optimisers and the course of their rates, against slow doubles."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import few_digits, prepared, small_config, trained
+
+from jaxclust import methods
+from jaxclust.errors import ConfigError
+from jaxclust.methods.base import Method
+from jaxclust.train import loop, optim
+from jaxclust.train.lengths import Lengths
+from jaxclust.train.refresh import refresh
+
+PARAMS = {
+    "body": {"kernel": jnp.asarray([1.0, -2.0]), "scale": jnp.asarray([1.5])},
+    "top": {"bias": jnp.asarray([0.5])},
+}
+METHOD = Method(init=None, loss=None, embed=None)
+
+
+def made(steps=100, every=10, method=METHOD, **fields):
+    """The optimiser of PARAMS for settings of the body (`lr=1`) or the top (`top__lr=1`)."""
+    fields = {"schedule": "none", **fields}
+    named = {f"optimizer__{name if name.startswith('top__') else 'body__' + name}": v for name, v in fields.items()}
+    lengths = Lengths(steps, every, every, 0, 0, {"body": every, "top": every})
+    return optim.make(small_config(**named), method, PARAMS, lengths)
+
+
+def constant(value):
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), PARAMS)
+
+
+def test_14_a_step_of_sgd_is_that_of_pytorch_on_every_parameter():
+    optimizer = made(name="sgd", lr=0.05, momentum=0.9, wd=-2.0)
+    params, state = PARAMS["body"], optimizer.init(PARAMS)
+    expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    velocity = dict.fromkeys(params, 0.0)
+    whole = PARAMS
+    for step in range(3):
+        changes, state = optimizer.update(constant(0.3 * (step + 1)), state, whole, step=jnp.asarray(step))
+        whole = jax.tree.map(jnp.add, whole, changes)
+        for name in expected:
+            g = 0.3 * (step + 1) + 1e-2 * expected[name]
+            velocity[name] = 0.9 * velocity[name] + g
+            expected[name] = expected[name] - 0.05 * velocity[name]
+    for name in expected:
+        np.testing.assert_allclose(whole["body"][name], expected[name], rtol=1e-6)
+
+
+def test_14_an_exponent_of_minus_five_is_a_decay_of_exactly_one_hundred_thousandth():
+    decays = []
+    for fields in ({"wd": -5.0}, {"weight_decay": 1e-5}):
+        optimizer = made(name="sgd", lr=1.0, momentum=0.0, **fields)
+        changes, _ = optimizer.update(constant(0.0), optimizer.init(PARAMS), PARAMS, step=jnp.asarray(0))
+        decays.append(np.asarray(changes["body"]["kernel"]))
+    np.testing.assert_array_equal(decays[0], -np.float32(1e-5) * np.asarray(PARAMS["body"]["kernel"]))
+    np.testing.assert_array_equal(*decays)
+
+
+@pytest.mark.parametrize("value", [1e-5, 0.5, 2.0, -1e-5, -0.5, math.nan])
+def test_a_plain_value_in_the_field_of_the_exponent_is_refused_with_the_field_it_belongs_to(value):
+    with pytest.raises(ConfigError, match=r"optimizer.body.wd=.* must be an exponent .*weight_decay"):
+        small_config(optimizer__body__wd=value)
+
+
+def test_two_ways_to_say_the_decay_contradict():
+    with pytest.raises(ConfigError, match=r"body.wd=-5.0 \(a decay of 1e-05\) and config.optimizer.body.weight_decay"):
+        made(wd=-5.0, weight_decay=1e-4)
+
+
+def test_body_and_top_have_independent_rules():
+    optimizer = made(name="adam", lr=0.5, top__name="sgd", top__lr=0.25, top__momentum=0.0)
+    changes, _ = optimizer.update(constant(3.0), optimizer.init(PARAMS), PARAMS, step=jnp.asarray(0))
+    np.testing.assert_allclose(changes["body"]["kernel"], -0.5, rtol=1e-4)  # the first step of Adam is its rate
+    np.testing.assert_allclose(changes["top"]["bias"], -0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("none", lambda step: 1.0),
+        ("cosine", lambda step: 0.5 * (1 + math.cos(math.pi * step / 100))),
+        ("exponential", lambda step: 0.9 ** (step // 10)),
+    ],
+)
+def test_rates_follow_their_schedule(schedule, expected):
+    optimizer = made(name="sgd", lr=1.0, momentum=0.0, schedule=schedule, gamma=0.9)
+    state = optimizer.init(PARAMS)
+    for step in (0, 9, 10, 37, 99):
+        changes, _ = optimizer.update(constant(1.0), state, PARAMS, step=jnp.asarray(step))
+        np.testing.assert_allclose(changes["body"]["kernel"], -expected(step), rtol=1e-5, atol=1e-6)
+        assert optimizer.rates(state, step)["body"] == pytest.approx(expected(step), rel=1e-5, abs=1e-6)
+
+
+def reduced_by_hand(losses, lr, factor, patience, min_lr):
+    """The rate after each mean loss, as PyTorch's scheduler has it (relative threshold 1e-4)."""
+    best, bad, rates = math.inf, 0, []
+    for value in losses:
+        if value < best * (1 - 1e-4):
+            best, bad = value, 0
+        else:
+            bad += 1
+        if bad > patience:
+            lr, bad = max(lr * factor, min_lr), 0
+        rates.append(lr)
+    return rates
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    losses=st.lists(st.integers(1, 6), min_size=1, max_size=25),
+    patience=st.integers(0, 3),
+    min_lr=st.sampled_from([0.0, 0.02, 1.0]),
+)
+def test_plateau_lowers_the_rate_as_pytorch_does_with_the_mean_loss_of_a_round(losses, patience, min_lr):
+    every = 2
+    optimizer = made(
+        every=every, name="sgd", lr=0.5, momentum=0.0, schedule="plateau", factor=0.1, patience=patience, min_lr=min_lr
+    )
+    state = optimizer.init(PARAMS)
+    update = jax.jit(lambda state, step, value: optimizer.update(constant(1.0), state, PARAMS, step=step, value=value))
+    seen = []
+    for i, loss in enumerate(losses):
+        for half in (-0.5, 0.5):  # the mean counts, not the last one
+            changes, state = update(state, jnp.asarray(i), jnp.asarray(loss + half))
+        seen.append(optimizer.rates(state, 0)["body"])
+        np.testing.assert_allclose(changes["body"]["kernel"], -seen[-1], rtol=1e-5)
+    np.testing.assert_allclose(seen, reduced_by_hand(losses, 0.5, 0.1, patience, min(min_lr, 0.5)), rtol=1e-5)
+
+
+def test_a_renewed_head_gets_clean_slots_but_keeps_its_rate():
+    optimizer = made(every=1, top__name="sgd", top__lr=1.0, top__schedule="plateau", top__patience=0)
+    state = optimizer.init(PARAMS)
+    for _ in range(3):
+        _, state = optimizer.update(constant(1.0), state, PARAMS, step=jnp.asarray(0), value=jnp.asarray(2.0))
+    lowered = optimizer.rates(state, 0)["top"]
+    assert lowered == pytest.approx(0.01)
+    renewed = optim.renew(optimizer, state, PARAMS, ("top",))
+    assert optimizer.rates(renewed, 0)["top"] == lowered
+    old, new = (dict(jax.tree_util.tree_leaves_with_path(s)) for s in (state, renewed))
+    slots = [path for path in new if "'top'" in jax.tree_util.keystr(path) and "trace" in jax.tree_util.keystr(path)]
+    assert slots and all(old[path].any() and not new[path].any() for path in slots)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "exponential"])
+def test_a_schedule_that_counts_rounds_needs_their_length(schedule):
+    with pytest.raises(ConfigError, match=r"optimizer.body.every='never', but schedule="):
+        made(every=0, schedule=schedule)
+
+
+def test_plateau_of_a_method_that_shows_no_loss_is_refused():
+    with pytest.raises(ConfigError, match="schedule='plateau' waits for a training loss"):
+        made(method=METHOD._replace(update=lambda state, batch, rng: None), schedule="plateau")
+
+
+def test_plateau_in_a_training_is_logged_and_survives_a_restart(tmp_path):
+    fields = {"rounds": 4, "refresh_every": "2 steps", "cluster__runs": 1, "optimizer__body__schedule": "none"}
+    fields |= {
+        f"optimizer__top__{name}": v for name, v in {"schedule": "plateau", "patience": 0, "every": "1 step"}.items()
+    }
+    config = small_config(**fields)
+    trained(config, tmp_path / "whole", few_digits())
+    rounds = [2, 4]
+    for number in rounds:
+        config.rounds = number
+        snapshot = trained(config, tmp_path / "cut", few_digits())
+    logs = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "cut")]
+    rates = [[line.split(",") for line in log.splitlines()] for log in logs]
+    column = rates[0][0].index("lr/top")
+    assert [row[column] for row in rates[0]] == [row[rates[1][0].index("lr/top")] for row in rates[1]]
+    assert float(rates[0][-1][column]) < config.optimizer.top.lr
+    assert np.isfinite(snapshot.state.params["top"]["kernel"]).all()
+
+
+def test_methods_with_their_own_optimiser_report_no_configured_rate(monkeypatch, tmp_path):
+    from toys import two_optimizers
+
+    monkeypatch.setattr(methods, "get", two_optimizers)
+    stage = prepared(small_config(), tmp_path, few_digits())
+    assert stage.optimizer.rates(stage.first().state.opt_state, 0) == {}
+
+
+def test_a_frozen_body_does_not_move_whatever_the_decay(tmp_path):
+    config = small_config(freeze_body=True, optimizer__body__weight_decay=0.1)
+    stage = prepared(config, tmp_path, few_digits())
+    first = stage.first()
+    state, targets, _ = refresh(stage, *first, 0, last=False)
+    before = jax.device_get(state.params["body"])
+    state, _, _ = stage.step(state, next(loop._batches(stage, targets, 0)), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params["body"]))

@@ -1,0 +1,626 @@
+"""Sweeps: what is asked for, what is trained, what is shared between processes, and what is said of it."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from urllib.parse import unquote, unquote_plus
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+from small import few_digits, run, small_config
+
+from jaxclust import config as config_lib
+from jaxclust.errors import CollapseError, ConfigError, JaxclustError, Stopped
+from jaxclust.jobs import sweep
+from jaxclust.jobs.options import Options
+from jaxclust.report import figures, sweep_figure
+from jaxclust.report import sweep as report
+
+SHORT = ["--config=configs/deepcluster.py:smoke", "--config.refresh_every=3 steps", "--config.batch_size=64"]
+GRID = ["--over=cluster.k=3,4", "--over=seed=0,1"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A few digits with labels, as a source."""
+    split = few_digits(200).splits["train"]
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=split.images, labels=split.labels)
+    return f"--config.data.source=npz:{path}"
+
+
+def swept(workdir, digits, *arguments):
+    return run(*SHORT, digits, "--job=sweep", f"--workdir={workdir}", *arguments)
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def folders(workdir):
+    return {path.name for path in workdir.iterdir() if "=" in path.name}
+
+
+# What is asked for.
+
+
+def test_values_take_the_type_of_their_setting():
+    over = ["cluster.k=5,10", "optimizer.body.lr=1,1e-3", "cluster.whiten=False,true", "eval_every=1 epoch,never"]
+    fields = sweep.parse(config_lib.base(), over)
+    assert fields == {
+        "cluster.k": [5, 10], "optimizer.body.lr": [1.0, 0.001], "cluster.whiten": [False, True],
+        "eval_every": ["1 epoch", "never"],
+    }  # fmt: skip
+    assert [type(values[0]) for values in fields.values()] == [int, float, bool, str]
+
+
+BAD = {
+    "nothing": ([], "needs --over=NAME=VALUE"),
+    "unknown": (["cluster.kk=3"], r"config.cluster.kk is unknown; did you mean 'cluster.k'\?"),
+    "section": (["cluster=3"], "config.cluster is unknown"),
+    "wrong type": (["cluster.k=5,ten"], r"cluster.k: 'ten' must be of type int \(at least 2\)"),
+    "no whole number": (["cluster.k=5.5"], "'5.5' must be of type int"),
+    "neither true nor false": (["cluster.l2=1"], "'1' must be of type bool"),
+    "out of range": (["cluster.k=5,1"], r"config.cluster.k=1 must be at least 2"),
+    "no number": (["optimizer.body.lr=nan"], "lr=nan must be at least 0"),
+    "empty": (["cluster.k="], "has an empty value"),
+    "no values": (["cluster.k"], "has an empty value"),
+    "gap": (["cluster.k=5,,10"], "has an empty value"),
+    "same value": (["cluster.k=5,10,05"], "5 is there twice"),
+    "same field": (["cluster.k=5", "cluster.k=10"], "cluster.k is swept twice"),
+    "several numbers": (["data.mean=0.5,0.4"], "several numbers .* cannot be swept"),
+    "runtime": (["runtime.dtype=float32,float64"], "the same for all runs of a process"),
+    "at odds": (["steps=0,10"], "config.rounds=2 and config.steps=10: only one"),
+    "unknown model": (["model.name=convnet,convnets"], "model.name=convnets: .*did you mean 'convnet'"),
+    "more clusters than images": (["cluster.k=10,1798"], "cluster.k=1798: .* there are 1797"),
+    "folder that is not there": (["data.source=digits,folder:nowhere"], "data.source=folder%3Anowhere: .*nowhere"),
+    "body that is not there": (["init_from=nowhere"], "init_from=nowhere: .* holds no run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_refused_before_anything_is_written(name, tmp_path, capsys):
+    over, words = BAD[name]
+    arguments = [f"--over={text}" for text in over]
+    code = run("--config=configs/deepcluster.py:smoke", "--job=sweep", f"--workdir={tmp_path / 'sweep'}", *arguments)
+    error = capsys.readouterr().err
+    assert code in (2, 3) and re.search(words, error), error
+    assert "Traceback" not in error and error.count("jaxclust: ") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_every_combination_is_a_run_of_its_own_and_measures_the_silhouette():
+    config = small_config()
+    config.cluster.k = 0  # still to be said
+    runs = sweep.plan(config, {"cluster.k": [5, 10], "seed": [0, 1]})
+    assert [run.name for run in runs] == [f"cluster.k={k},seed={seed}" for k in (5, 10) for seed in (0, 1)]
+    assert [(run.config.cluster.k, run.config.seed) for run in runs] == [(5, 0), (5, 1), (10, 0), (10, 1)]
+    assert {run.config.evaluate.suite for run in runs} == {"clustering,silhouette"}
+    assert config.cluster.k == 0 and config.evaluate.suite == "clustering"
+    config.evaluate.suite = "silhouette, clustering"
+    assert sweep.plan(config, {"cluster.k": [5]})[0].config.evaluate.suite == "silhouette, clustering"
+
+
+def test_names_of_folders_are_safe_readable_and_never_the_same():
+    value = "folder:../my photos/%41?*\\é"
+    name = sweep.folder_name({"seed": 0, "data.source": value})
+    assert re.fullmatch(r"[A-Za-z0-9_.,=+%~-]+", name)
+    assert unquote_plus(name) == f"data.source={value},seed=0"
+    assert name == sweep.folder_name({"data.source": value, "seed": 0})
+    assert sweep.folder_name({"a": "x y"}) != sweep.folder_name({"a": "x+y"}) != sweep.folder_name({"a": "x_y"})
+    long = {sweep.folder_name({"init_from": f"{'é' * 300}/{i}"}) for i in range(9)}
+    assert len(long) == 9 and max(map(len, long)) < 240
+
+
+# What is trained. A training is replaced by one that writes its results at once.
+
+
+class Trainings:
+    """Stands for `jobs.train`: remembers which runs it was asked for, and fails where told to."""
+
+    def __init__(self):
+        self.done, self.failing, self.during = [], {}, lambda name: None
+
+    def run(self, config, workdir, options):
+        self.done.append(workdir.name)
+        self.during(workdir.name)
+        if workdir.name in self.failing:
+            raise self.failing[workdir.name]
+        write_run(workdir, config)
+
+
+def write_run(workdir, config, clusters=None, **results):
+    """What a training leaves, for a sweep to read."""
+    k, seed = config.cluster.k, config.seed
+    clusters = np.arange(40) % k if clusters is None else clusters
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(config, workdir / "config.json")
+    share = np.bincount(clusters) / len(clusters)
+    numbers = {
+        "train/acc": 0.5, "train/silhouette": 0.1 * k + 0.01 * seed, "clusters": len(set(clusters.tolist())),
+        "train/entropy": -(share[share > 0] * np.log(share[share > 0])).sum(), "train/largest_share": share.max(),
+        "seconds": 10.0 + seed, **results,
+    }  # fmt: skip
+    (workdir / "results.json").write_text(
+        json.dumps({key: value for key, value in numbers.items() if value is not None})
+    )
+    with (workdir / "assignments.csv").open("w") as file:
+        csv.writer(file).writerows(
+            [("id", "path", "cluster", "distance"), *((i, i, c, 0) for i, c in enumerate(clusters))]
+        )
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    fake = Trainings()
+    monkeypatch.setattr(sweep, "train", fake)
+    monkeypatch.setattr(sweep, "check_runs", lambda *_: None)  # real ones are checked above and below
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LOOKS", 0.0)
+    return fake
+
+
+def start(workdir, *over, **overrides):
+    sweep.run(small_config(**overrides), workdir, Options(over=over))
+
+
+def test_a_second_start_trains_nothing_again_and_more_values_are_added(trainings, tmp_path):
+    start(tmp_path, "cluster.k=3,5", "seed=0,1")
+    first = [f"cluster.k={k},seed={seed}" for k in (3, 5) for seed in (0, 1)]
+    assert trainings.done == first
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    start(tmp_path, "seed=0,1", "cluster.k=5,3")
+    assert trainings.done == first
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
+    start(tmp_path, "seed=1", "cluster.k=10,3")
+    assert trainings.done == [*first, "cluster.k=10,seed=1"]
+    assert [(row["cluster.k"], row["seed"]) for row in table(tmp_path / "sweep.csv")] == [
+        ("3", "0"), ("3", "1"), ("5", "0"), ("5", "1"), ("10", "1"),
+    ]  # fmt: skip
+    assert [(row["cluster.k"], row["seeds"]) for row in table(tmp_path / "summary.csv")] == [
+        ("3", "2"), ("5", "2"), ("10", "1"),
+    ]  # fmt: skip
+
+
+def test_settings_may_come_in_another_order(trainings, tmp_path):
+    start(tmp_path, "cluster.k=3", "sampler=upstream", "seed=0")
+    start(tmp_path, "seed=1,0", "sampler=upstream", "cluster.k=3")
+    assert len(trainings.done) == 2
+    (row,) = table(tmp_path / "summary.csv")
+    assert (row["cluster.k"], row["sampler"], row["seeds"]) == ("3", "upstream", "2")
+
+
+def test_a_longer_training_or_another_evaluation_goes_on_and_other_settings_are_refused(trainings, tmp_path):
+    start(tmp_path, "seed=0")
+    start(tmp_path, "seed=0", rounds=3)
+    start(tmp_path, "seed=0", rounds=3, evaluate__silhouette_sample=50)
+    start(tmp_path, "seed=0", rounds=3, evaluate__silhouette_sample=50, runtime__devices=2, features__memory_bytes=9)
+    assert len(trainings.done) == 3
+    with pytest.raises(ConfigError, match=r"(?s)a sweep with other settings:\n  config.model.width: 8 there, 4 now"):
+        start(tmp_path, "seed=0", model__width=4)
+    with pytest.raises(ConfigError, match="a sweep over seed, not seed, cluster.k"):
+        start(tmp_path, "seed=0", "cluster.k=3")
+    assert len(trainings.done) == 3
+    start(
+        tmp_path, "seed=0,1", seed=7, rounds=3, evaluate__silhouette_sample=50
+    )  # is swept, so the config's does not count
+    assert trainings.done[3:] == ["seed=1"]
+
+
+def test_results_that_were_removed_are_made_again(trainings, tmp_path):
+    start(tmp_path, "seed=0,1")
+    (tmp_path / "seed=1" / "results.json").unlink()
+    start(tmp_path, "seed=0,1")
+    assert trainings.done == ["seed=0", "seed=1", "seed=1"]
+
+
+def test_a_longer_training_that_died_does_not_pass_for_finished(trainings, tmp_path):
+    start(tmp_path, "seed=0")
+    (longer,) = sweep.plan(small_config(rounds=3), {"seed": [0]})
+
+    def die(name):
+        config_lib.save(longer.config, tmp_path / name / "config.json")  # which a training writes first
+        raise KeyboardInterrupt
+
+    trainings.during = die
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, "seed=0", rounds=3)
+    trainings.during = lambda name: None
+    start(tmp_path, "seed=0", rounds=3)
+    assert len(trainings.done) == 3
+
+
+@pytest.mark.parametrize(("file", "words"), [("config.json", "a single run and no sweep"), ("a.txt", "other files")])
+def test_a_folder_of_something_else_is_left_alone(file, words, trainings, tmp_path):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ConfigError, match=words):
+        start(tmp_path, "seed=0")
+    assert [path.name for path in tmp_path.iterdir()] == [file] and not trainings.done
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(trainings, tmp_path, capsys):
+    trainings.failing["cluster.k=5,seed=0"] = CollapseError("all images, <every> one")
+    with pytest.raises(
+        JaxclustError, match=r"1 of 4 runs failed.*\n  cluster.k=5,seed=0: all images, <every> one"
+    ) as error:
+        start(tmp_path, "cluster.k=3,5", "seed=0,1")
+    assert error.value.exit_code == 1 and len(trainings.done) == 4
+    rows = table(tmp_path / "sweep.csv")
+    assert [row["status"] for row in rows] == ["done", "done", "failed", "done"]
+    assert rows[2]["failed"] == "all images, <every> one" and rows[2]["train/silhouette"] == ""
+    assert [row["seeds"] for row in table(tmp_path / "summary.csv")] == ["2", "1"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"results: {tmp_path / 'report' / 'index.html'}"
+    assert "all images, &lt;every&gt; one" in (tmp_path / "report" / "index.html").read_text()
+    trainings.failing.clear()  # a new start tries again what failed, and that alone
+    start(tmp_path, "cluster.k=3,5", "seed=0,1")
+    assert trainings.done[4:] == ["cluster.k=5,seed=0"]
+    assert [row["seeds"] for row in table(tmp_path / "summary.csv")] == ["2", "2"]
+
+
+def test_all_runs_may_fail(trainings, tmp_path, capsys):
+    trainings.failing = {f"seed={seed}": CollapseError("no") for seed in (0, 1)}
+    with pytest.raises(JaxclustError, match="2 of 2 runs failed"):
+        start(tmp_path, "seed=0,1")
+    assert "nothing to compare" in capsys.readouterr().out
+    assert not (tmp_path / "report" / "sweep.png").exists()
+
+
+def test_a_run_that_another_process_has_is_passed_over_and_taken_when_it_is_left(
+    trainings, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "locks").mkdir()
+    other = (tmp_path / "locks" / "seed=0.lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            other.close()  # as when its process dies
+
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    start(tmp_path, "seed=0,1,2")
+    assert trainings.done == ["seed=1", "seed=2", "seed=0"] and len(naps) == 3
+    assert capsys.readouterr().out.count("waiting for 1 runs that another process does") == 1
+
+
+def test_what_another_process_does_or_fails_at_meanwhile_is_not_done_again(trainings, tmp_path):
+    config = small_config()
+
+    def meanwhile(name):
+        if name == "seed=0":
+            trainings.during = lambda name: None
+            for run in sweep.plan(config, {"seed": [1, 2]}):
+                with sweep.locked(tmp_path / "locks" / f"{run.name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+                    assert mine
+                trainings.failing = {"seed=2": CollapseError("no")}
+                sweep.train_one(run, tmp_path)
+
+    trainings.during = meanwhile
+    with pytest.raises(JaxclustError, match="1 of 3 runs failed.*\n  seed=2: no"):
+        start(tmp_path, "seed=0,1,2")
+    assert trainings.done == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_a_lock_is_held_by_one_and_freed_by_an_error(tmp_path):
+    how = fcntl.LOCK_EX | fcntl.LOCK_NB
+    with (
+        pytest.raises(ZeroDivisionError),
+        sweep.locked(tmp_path / "a", how) as mine,
+        sweep.locked(tmp_path / "a", how) as two,
+    ):
+        assert mine and not two
+        1 / 0  # noqa: B018
+    with sweep.locked(tmp_path / "a", how) as mine:
+        assert mine
+
+
+def test_a_signal_ends_the_sweep_between_two_runs(trainings, tmp_path):
+    trainings.during = lambda name: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="the same command goes on"):
+        start(tmp_path, "seed=0,1")
+    assert trainings.done == ["seed=0"] and not (tmp_path / "sweep.csv").exists()
+    trainings.during = lambda name: None
+    start(tmp_path, "seed=0,1")
+    assert trainings.done == ["seed=0", "seed=1"]
+
+
+def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_path):
+    config = small_config()
+    (tmp_path / "locks").mkdir()
+    (tmp_path / ".123.sweep.json").write_text("")  # which the other is writing
+    sweep.check_workdir(config, tmp_path, {"seed": [0]})
+    sweep.register(config, tmp_path, {"seed": [0]}, sweep.plan(config, {"seed": [0]}))
+    sweep.register(config, tmp_path, {"seed": [5]}, sweep.plan(config, {"seed": [5]}))
+    assert set(report.read_plan(tmp_path).runs) == {"seed=0", "seed=5"}
+    with pytest.raises(ConfigError, match="other settings"):
+        sweep.register(small_config(model__width=4), tmp_path, {"seed": [0]}, [])
+
+
+# What is said of it.
+
+
+def summarized(workdir, fields, runs):
+    """The summary of made-up runs [(values, clusters, results)]."""
+    planned = {}
+    for values, clusters, results in runs:
+        name = sweep.folder_name(values)
+        planned[name] = values
+        overrides = {key.replace(".", "__"): value for key, value in values.items()}
+        write_run(workdir / name, small_config(**overrides), clusters, **results)
+        sweep.write_json(workdir / "outcomes" / f"{name}.json", {"status": "done", "why": ""})
+    sweep.write_json(workdir / "sweep.json", {"fields": fields, "runs": planned})
+    return report.write(workdir)
+
+
+def test_the_summary_is_the_mean_over_seeds_and_the_agreement_between_them(tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.integers(3, size=300)
+    b, c, d = (np.where(rng.random(300) < 0.2, rng.integers(3, size=300), a) for _ in range(3))
+    runs = [
+        ({"cluster.k": 3, "seed": s}, x, {"train/silhouette": v}) for s, x, v in [(0, a, 0.1), (1, b, 0.2), (2, c, 0.6)]
+    ]
+    runs += [({"cluster.k": 20, "seed": 0}, d, {"train/silhouette": 0.4})]
+    summary = summarized(tmp_path, ["cluster.k", "seed"], runs)
+    three, twenty = table(tmp_path / "summary.csv")
+    assert (three["cluster.k"], three["seeds"], twenty["cluster.k"], twenty["seeds"]) == ("3", "3", "20", "1")
+    assert float(three["silhouette"]) == pytest.approx(0.3) and float(twenty["silhouette"]) == 0.4
+    assert (
+        float(three["silhouette_std"]) == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
+        and twenty["silhouette_std"] == ""
+    )
+    pairs = [adjusted_rand_score(x, y) for x, y in [(a, b), (a, c), (b, c)]]
+    assert float(three["stability"]) == pytest.approx(np.mean(pairs)) and twenty["stability"] == ""
+    entropies = [-(p * np.log(p)).sum() / np.log(3) for p in (np.bincount(x) / 300 for x in (a, b, c))]
+    assert float(three["normalised_entropy"]) == pytest.approx(np.mean(entropies))
+    share = np.bincount(d) / 300  # three clusters of the twenty asked for
+    assert float(twenty["normalised_entropy"]) == pytest.approx(-(share * np.log(share)).sum() / np.log(20))
+    assert float(twenty["largest_share"]) == pytest.approx(share.max()) and float(twenty["clusters"]) == 3
+    assert float(three["seconds"]) == 11 and float(three["seconds_std"]) == 1
+    lines = summary.table.splitlines()
+    assert len({len(line) for line in lines}) == 1 and re.search(r"^ *3 +3 +0.300 ± 0.265 +0\.\d{3} ", lines[1])
+    assert "best silhouette: cluster.k=20 (0.400)" in summary.hint and "stability" not in summary.hint
+
+
+def test_a_number_of_clusters_that_nobody_asked_for_is_compared_with_what_was_found(tmp_path):
+    runs = [
+        ({"cluster.method": "pic", "seed": 0}, np.arange(40) % 20, {}),
+        ({"cluster.method": "pic", "seed": 1}, np.zeros(40, int), {}),
+    ]
+    summarized(tmp_path, ["cluster.method", "seed"], runs)
+    (row,) = table(tmp_path / "summary.csv")
+    assert float(row["normalised_entropy"]) == pytest.approx(0.5)  # 1 for 20 even clusters, 0 for a single one
+
+
+def test_what_is_missing_is_left_open(tmp_path):
+    runs = [
+        ({"sampler": name, "seed": s}, None, {"train/silhouette": None})
+        for name in ("upstream", "uniform_image")
+        for s in (0, 1)
+    ]
+    summary = summarized(tmp_path, ["seed", "sampler"], runs)
+    (tmp_path / "outcomes" / "sampler=upstream,seed=1.json").unlink()
+    summary = report.write(tmp_path)
+    first, second = table(tmp_path / "summary.csv")
+    assert [first["sampler"], second["sampler"]] == ["upstream", "uniform_image"]  # words as they were given
+    assert (first["seeds"], first["silhouette"], first["stability"], second["stability"]) == ("1", "", "", "1")
+    assert table(tmp_path / "sweep.csv")[1]["status"] == "not finished"
+    assert " – " in summary.table and "nothing to compare" in summary.hint
+    write_run(tmp_path / "sampler=uniform_image,seed=1", small_config(seed=1), np.arange(30) % 3)
+    report.write(tmp_path)
+    assert table(tmp_path / "summary.csv")[1]["stability"] == ""  # not of the same images
+
+
+def test_no_label_reaches_table_plot_or_hint(tmp_path):
+    runs = [
+        ({"cluster.k": k, "seed": s}, None, {"train/acc": 0.1 * k, "train/nmi": 0.5}) for k in (3, 5) for s in (0, 1)
+    ]
+    before = summarized(tmp_path, ["cluster.k", "seed"], runs)
+    files = [*tmp_path.glob("report/*"), tmp_path / "summary.csv"]
+    assert {path.name for path in files} == {"index.html", "sweep.png", "sweep-dark.png", "summary.csv"}
+    contents = [path.read_bytes() for path in files]
+    runs = [(values, clusters, {"train/acc": 0.9 - results["train/acc"]}) for values, clusters, results in runs]
+    assert summarized(tmp_path, ["cluster.k", "seed"], runs) == before
+    assert [path.read_bytes() for path in files] == contents
+    assert [row["train/acc"] for row in table(tmp_path / "sweep.csv")] == ["0.6", "0.6", "0.4", "0.4"]
+
+
+class Page(HTMLParser):
+    """Links of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("href", "src", "srcset")]
+
+
+@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "x", [[5, 10, 20], [1e-4, 1e-3, 1.0, 0.0], [*range(2, 60)], [True, False], ["$\\frac{", "a" * 90, "漢"], ["one"]]
+)
+def test_a_plot_of_any_values_is_drawn_without_a_warning(x, theme, tmp_path):
+    rng = np.random.default_rng(0)
+    for lines in (1, 2, 9):
+        series = [
+            sweep_figure.Series(
+                f"sampler={i} {'x' * 100}" if lines > 1 else "", x, rng.normal(size=len(x)), [np.nan] * len(x)
+            )
+            for i in range(lines)
+        ]
+        panels = [sweep_figure.Panel(f"panel {i}", series, i == 1) for i in range(5)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures.save(sweep_figure.draw(panels, "cluster.k", theme), tmp_path / "a.png")
+    assert np.asarray(Image.open(tmp_path / "a.png")).std() > 3
+
+
+def test_numbers_lie_on_an_axis_that_is_logarithmic_when_they_are_wide():
+    def axis(x):
+        series = [sweep_figure.Series("", x, [0.5] * len(x), [0.1] * len(x))]
+        axes = sweep_figure.draw([sweep_figure.Panel("a", series)], "cluster.k").axes[0]
+        return axes.get_xscale(), [text.get_text() for text in axes.get_xticklabels()]
+
+    assert axis([5, 10, 20]) == ("linear", ["5", "10", "20"])
+    assert axis([5, 10, 100]) == ("log", ["5", "10", "100"])
+    assert axis([0.0, 1e-3, 1.0])[0] == "linear"
+    assert axis(["cosine", "none"])[1] == ["cosine", "none"]
+    assert len(axis(list(range(2, 60)))[1]) <= 7
+
+
+# The real thing, small.
+
+
+@pytest.fixture(scope="module")
+def done(digits, tmp_path_factory):
+    """A sweep that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("sweeps") / "whole"
+    assert swept(workdir, digits, *GRID) == 0
+    return workdir
+
+
+@pytest.mark.medium
+def test_a_sweep_leaves_runs_tables_and_a_plot(done, digits, capsys):
+    assert folders(done) == {f"cluster.k={k},seed={seed}" for k in (3, 4) for seed in (0, 1)}
+    rows = table(done / "sweep.csv")
+    for row in rows:
+        results = json.loads((done / row["run"] / "results.json").read_text())
+        assert {"train/silhouette", "train/entropy", "train/largest_share", "train/acc"} <= results.keys()
+        assert all(float(row[name]) == pytest.approx(value) for name, value in results.items())
+        assert -1 <= results["train/silhouette"] <= 1 and results["clusters"] == int(row["cluster.k"])
+        metrics = [json.loads(line) for line in (done / row["run"] / "metrics.jsonl").read_text().splitlines()]
+        assert all("train/silhouette" in record for record in metrics)
+    summary = table(done / "summary.csv")
+    assert [row["cluster.k"] for row in summary] == ["3", "4"] and not any("acc" in name for name in summary[0])
+    of_three = [
+        [int(row["cluster"]) for row in table(done / f"cluster.k=3,seed={s}" / "assignments.csv")] for s in (0, 1)
+    ]
+    assert float(summary[0]["stability"]) == pytest.approx(adjusted_rand_score(*of_three))
+    with Image.open(done / "report" / "sweep.png") as image:
+        assert min(image.size) > 500 and np.asarray(image.convert("L")).std() > 10
+    links = Page((done / "report" / "index.html").read_text()).links
+    assert len(links) == 8 and all((done / "report" / unquote(link)).exists() for link in links)
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*=*/*")}
+    assert swept(done, digits, *GRID) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*=*/*")} == before
+    assert len(printed) == 5 and printed[0].split()[:3] == ["cluster.k", "seeds", "silhouette"]
+    assert "best silhouette" in printed[3] and printed[4] == f"results: {done / 'report' / 'index.html'}"
+
+
+@pytest.mark.medium
+def test_a_run_of_a_sweep_can_be_looked_at_alone(done, tmp_path):
+    single = done / "cluster.k=3,seed=0"
+    before = (single / "results.json").read_bytes()
+    assert run("--job=evaluate", f"--workdir={single}") == 0
+    assert (single / "results.json").read_bytes() == before
+
+
+@pytest.mark.medium
+def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
+    arguments = ["--over=optimizer.body.lr=1e30,1e-3", "--config.optimizer.body.name=sgd"]
+    assert swept(tmp_path / "sweep", digits, *arguments) == 1
+    assert re.search(r"1 of 2 runs failed.*\n  optimizer.body.lr=1e%2B30: .*not finite", capsys.readouterr().err)
+    assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done", "failed"]
+
+
+@pytest.mark.medium
+def test_the_summary_of_permuted_labels_is_the_same(done, tmp_path):
+    split = few_digits(200).splits["train"]
+    np.savez(tmp_path / "wrong.npz", images=split.images, labels=np.random.default_rng(0).permutation(split.labels))
+    assert swept(tmp_path / "sweep", f"--config.data.source=npz:{tmp_path / 'wrong.npz'}", *GRID) == 0
+
+    def without_time(workdir):
+        return [
+            {key: value for key, value in row.items() if "seconds" not in key} for row in table(workdir / "summary.csv")
+        ]
+
+    assert without_time(tmp_path / "sweep") == without_time(done)
+    accuracies = [[row["train/acc"] for row in table(workdir / "sweep.csv")] for workdir in (done, tmp_path / "sweep")]
+    assert accuracies[0] != accuracies[1]
+
+
+def process(workdir, digits, *over):
+    arguments = [*SHORT, digits, "--job=sweep", f"--workdir={workdir}", *(over or GRID), "--config.runtime.devices=1"]
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": os.path.abspath(".pytest_cache/xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "jaxclust.main", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def until(started, words):
+    """Everything printed up to the line with these words."""
+    lines = []
+    for line in started.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def assert_same_runs(names, whole, workdir):
+    assert folders(workdir) == set(names)
+    for name in names:
+        assert (workdir / name / "assignments.csv").read_bytes() == (whole / name / "assignments.csv").read_bytes()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_a_sweep_that_was_stopped_goes_on(number, code, done, digits, tmp_path):
+    over = ["--over=cluster.k=3", "--over=seed=0,1"]
+    first = process(tmp_path / "sweep", digits, *over)
+    until(first, "[2/2] cluster.k=3,seed=1")
+    until(first, "deepcluster 1/2")
+    first.send_signal(number)
+    rest, _ = first.communicate(timeout=120)
+    assert first.returncode == code, rest
+    second = process(tmp_path / "sweep", digits, *over)
+    output, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, output
+    assert "[1/2]" not in output and "deepcluster: going on from step" in output
+    assert_same_runs(["cluster.k=3,seed=0", "cluster.k=3,seed=1"], done, tmp_path / "sweep")
+
+
+@pytest.mark.medium
+def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_path):
+    names, over = ["cluster.k=3,seed=0", "cluster.k=4,seed=0"], ["--over=cluster.k=3,4", "--over=seed=0"]
+    with contextlib.ExitStack() as locks:  # so that both begin at the same moment
+        for name in names:
+            locks.enter_context(sweep.locked(tmp_path / "sweep" / "locks" / f"{name}.lock", fcntl.LOCK_EX))
+        both = [process(tmp_path / "sweep", digits, *over) for _ in range(2)]
+        for started in both:
+            until(started, "waiting for 2 runs")
+    outputs = [started.communicate(timeout=400)[0] for started in both]
+    assert [started.returncode for started in both] == [0, 0], outputs
+    trained = [re.findall(r"\[\d/2\] (\S+)", output) for output in outputs]
+    assert sorted(trained[0] + trained[1]) == names and all(trained)
+    assert all(line.startswith("results: ") for line in (output.splitlines()[-1] for output in outputs))
+    assert_same_runs(names, done, tmp_path / "sweep")
+    assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done"] * 2
+
+
+@pytest.mark.medium
+def test_who_waits_for_another_process_obeys_a_signal(digits, tmp_path):
+    with sweep.locked(tmp_path / "sweep" / "locks" / "cluster.k=3,seed=0.lock", fcntl.LOCK_EX) as mine:
+        assert mine
+        waiting = process(tmp_path / "sweep", digits, "--over=cluster.k=3", "--over=seed=0")
+        until(waiting, "waiting for 1 runs")
+        waiting.send_signal(signal.SIGTERM)
+        output, _ = waiting.communicate(timeout=60)
+        assert waiting.returncode == 75, output
