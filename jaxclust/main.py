@@ -106,7 +106,7 @@ def _base_config(flag: str, workdir: str, job: str) -> ConfigDict:
     if flag:
         path, _, variant = flag.partition(":")
         return load_config(Path(path), variant)
-    saved = Path(workdir or ".") / "config.json"
+    saved = Path(workdir or ".") / ("base.json" if job == "sweep" else "config.json")
     if job == "train" or not workdir:
         raise ConfigError("--config is missing; for example --config=configs/deepcluster.py")
     if not saved.exists():

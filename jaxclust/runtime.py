@@ -139,9 +139,14 @@ class StopSignal:
 
 @contextmanager
 def stop_signal() -> Iterator[StopSignal]:
-    """Catches SIGTERM and SIGINT within the block."""
+    """Catches SIGTERM and SIGINT within the block; a block inside another one shares what that one caught."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    outer = [handler for handler in map(signal.getsignal, numbers) if isinstance(handler, StopSignal)]
+    if outer:
+        yield outer[0]
+        return
     stop = StopSignal()
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield stop
     finally:

@@ -284,6 +284,13 @@ def slow_vgg16(net, x):
     return net.dense(np.maximum(net.dense(slow_adaptive_mean(x, 7), "dense"), 0), "feature")
 
 
+def slow_convnet(net, x):
+    for block in (1, 2, 3):
+        y = net.conv(x, f"block{block}", 1, 1)
+        x = slow_max_pool(net.relu_map(y, f"conv{block}"), 2, 2)
+    return net.dense(x, "feature")
+
+
 def slow_resnet(net, x, blocks, kernels, small_stem):
     x = net.relu_map(net.conv(x, "conv1", *((1, 1) if small_stem else (2, 3))), "conv1")
     x = x if small_stem else slow_max_pool(x, 3, 2, 1)
@@ -315,6 +322,7 @@ def slow_resnet50(net, x, small_stem=False):
     [
         (slow_alexnet, (67, 91), "imagenet"),
         (slow_vgg16, (37, 64), "imagenet"),
+        (slow_convnet, (19, 16), "imagenet"),
         (slow_resnet18, (35, 50), "imagenet"),
         (slow_resnet18, (9, 12), "small"),
         (slow_resnet50, (33, 33), "imagenet"),
@@ -607,13 +615,7 @@ def test_float64_is_float64_throughout(name, float64):
     net, x = tiny(name, "float64"), images(32, dtype=np.float64)
     variables = born(net, x)
     found = jax.eval_shape(lambda v, x: net.apply(v, x, mutable=["maps"]), variables, x)
-    training = jax.vmap(
-        lambda x: net.apply(
-            drawn(net, x[:1]), x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-        ),
-        axis_name=AXIS,
-    )
-    updated = jax.eval_shape(training, x[None])
+    updated = jax.eval_shape(functools.partial(_trained, net), variables, x, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, found, updated))} == {jnp.dtype("float64")}
 
 

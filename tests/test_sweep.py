@@ -21,7 +21,7 @@ from small import few_digits, run, small_config
 
 from jaxclust import config as config_lib
 from jaxclust.errors import CollapseError, ConfigError, JaxclustError, Stopped
-from jaxclust.jobs import sweep
+from jaxclust.jobs import sweep, train
 from jaxclust.jobs.options import Options
 from jaxclust.report import figures, sweep_figure
 from jaxclust.report import sweep as report
@@ -291,7 +291,7 @@ def test_a_run_that_another_process_has_is_passed_over_and_taken_when_it_is_left
     monkeypatch.setattr(sweep.time, "sleep", sleep)
     start(tmp_path, "seed=0,1,2")
     assert trainings.done == ["seed=1", "seed=2", "seed=0"] and len(naps) == 3
-    assert capsys.readouterr().out.count("waiting for 1 runs that another process does") == 1
+    assert capsys.readouterr().out.count("waiting for another process, which has 1 of the 3 runs") == 1
 
 
 def test_what_another_process_does_or_fails_at_meanwhile_is_not_done_again(trainings, tmp_path):
@@ -553,6 +553,26 @@ def test_the_summary_of_permuted_labels_is_the_same(done, tmp_path):
     assert accuracies[0] != accuracies[1]
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("moment", ["open_source", "write_results"])
+def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(moment, digits, tmp_path, monkeypatch):
+    module = train.evaluate if moment == "write_results" else train
+    function, calls = getattr(module, moment), []
+
+    def signalled(*arguments):
+        calls.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, moment, signalled)
+    arguments = ["--over=cluster.k=3", "--over=seed=0,1"]
+    assert swept(tmp_path / "sweep", digits, *arguments) == 75 and len(calls) == 1
+    trained = tmp_path / "sweep" / "outcomes" / "cluster.k=3,seed=0.json"
+    assert trained.exists() == (moment == "write_results")
+    monkeypatch.undo()
+    assert swept(tmp_path / "sweep", digits, *arguments) == 0
+
+
 def process(workdir, digits, *over):
     arguments = [*SHORT, digits, "--job=sweep", f"--workdir={workdir}", *(over or GRID), "--config.runtime.devices=1"]
     environment = {
@@ -605,7 +625,7 @@ def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_p
             locks.enter_context(sweep.locked(tmp_path / "sweep" / "locks" / f"{name}.lock", fcntl.LOCK_EX))
         both = [process(tmp_path / "sweep", digits, *over) for _ in range(2)]
         for started in both:
-            until(started, "waiting for 2 runs")
+            until(started, "waiting for another process")
     outputs = [started.communicate(timeout=400)[0] for started in both]
     assert [started.returncode for started in both] == [0, 0], outputs
     trained = [re.findall(r"\[\d/2\] (\S+)", output) for output in outputs]
@@ -620,7 +640,7 @@ def test_who_waits_for_another_process_obeys_a_signal(digits, tmp_path):
     with sweep.locked(tmp_path / "sweep" / "locks" / "cluster.k=3,seed=0.lock", fcntl.LOCK_EX) as mine:
         assert mine
         waiting = process(tmp_path / "sweep", digits, "--over=cluster.k=3", "--over=seed=0")
-        until(waiting, "waiting for 1 runs")
+        until(waiting, "waiting for another process")
         waiting.send_signal(signal.SIGTERM)
         output, _ = waiting.communicate(timeout=60)
         assert waiting.returncode == 75, output

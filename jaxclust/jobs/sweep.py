@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     failed = [(run.name, why) for run in runs for status, why in [read_outcome(workdir, run.name)] if status == FAILED]
     if failed:
         shown = "\n".join(f"  {name}: {why}" for name, why in failed)
-        raise JaxclustError(f"{len(failed)} of {len(runs)} runs failed, the others are done:\n{shown}")
+        raise JaxclustError(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again:\n{shown}")
 
 
 def parse(config: ConfigDict, over: Sequence[str]) -> dict[str, list[Value]]:
@@ -208,7 +208,7 @@ def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
                     again.discard(run.name)
         if len(busy) == len(left):
             if not waiting:
-                print(f"waiting for {len(busy)} runs that another process does", flush=True)
+                print(f"waiting for another process, which has {len(busy)} of the {len(runs)} runs", flush=True)
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
         left = busy

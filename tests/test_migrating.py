@@ -1,0 +1,205 @@
+"""docs/migrating.md: every flag and setting of the originals stands in it once, and what it says works."""
+
+import ast
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from jaxclust import config as config_lib
+from jaxclust import main, models, plugins
+
+TEXT = Path("docs/migrating.md").read_text()
+BASE = "--config=configs/deepcluster.py"
+
+FLAGS = [
+    "DIR", "--arch", "-a", "--sobel", "--clustering", "--nmb_cluster", "--k", "--lr", "--wd", "--reassign", "--workers",
+    "--epochs", "--start_epoch", "--batch", "--momentum", "--resume", "--checkpoints", "--seed", "--exp", "--verbose",
+]  # fmt: skip
+SETTINGS = [
+    "cfg.py", "train.py", "pred.py", "train_cuda.py", "pred_cuda.py", "ClusterDataset", "VGG16", "num_classes", "sobel",
+    "exp_lr_scheduler", "ReduceOnPlateau", "PIC", "detach",
+]  # fmt: skip
+LATER = [
+    "--data", "--model", "--conv", "--tencrops", "--batch_size", "--weight_decay", "--mode", "--low_layers",
+    "--low_grid", "--fusion_norm", "--fusion_pca", "--low_weight", "--low_dim", "--uncertainty", "--fuzzifier",
+    "--num_nearest", "--weight_strength", "--weight_power", "--weight_max", "--weight_direction", "--weight_warmup",
+    "--loss_norm",
+]  # fmt: skip
+
+
+class Row(NamedTuple):
+    section: str
+    cells: dict[str, str]  # by the header of the table
+
+
+def cells(line):
+    """Of a line of a table; a pipe after a backslash belongs to its cell."""
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+
+
+def read_tables(text):
+    section, header = "", []
+    for line, following in zip(lines := text.splitlines(), [*lines[1:], ""], strict=True):
+        if line.startswith("## "):
+            section = line[3:].strip()
+        if not line.lstrip().startswith("|"):
+            header = []
+        elif not header:
+            header = cells(line)
+            assert re.fullmatch(r"[|: -]+", following), f"{line!r} begins a table and no rule follows"
+        elif not re.fullmatch(r"[|: -]+", line):
+            assert len(cells(line)) == len(header), f"{line!r} has not the columns {header}"
+            yield Row(section, dict(zip(header, cells(line), strict=True)))
+
+
+def spans(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+def arguments(text):
+    """The flags of ours in the code spans of `text`, as the shell would give them."""
+    return [
+        argument for span in spans(text) if re.match("--(config|job|workdir)", span) for argument in shlex.split(span)
+    ]
+
+
+def overrides(text):
+    """(setting, value as written) of each override in `text`."""
+    found = [a for a in arguments(text) if a.startswith("--config.")]
+    return [tuple(a.removeprefix("--config.").split("=", 1)) for a in found]
+
+
+def parse(arguments):
+    first = [] if any(a.startswith("--config=") for a in arguments) else [BASE]
+    return main.parse(["jaxclust", *first, *arguments])
+
+
+def read_value(name, text):
+    """What `text` means for a setting, of the type of its default."""
+    kind = type(config_lib.field_of(name).default)
+    if kind in (bool, tuple):
+        return ast.literal_eval(text)
+    return kind(text)
+
+
+def words(text):
+    return re.findall(r"[\w.\-]+", text.lower())
+
+
+ROWS = list(read_tables(TEXT))
+WITH_OVERRIDES = [row for row in ROWS if "ours" in row.cells and overrides(row.cells["ours"])]
+APPLIED = [row for row in ROWS if {"default", "ours"} <= row.cells.keys()]
+
+
+def title(row):
+    return row.cells["original"].replace("`", "")
+
+
+def test_the_tables_are_all_read():
+    assert len(ROWS) > 40 and len(WITH_OVERRIDES) > 30
+    assert len({row.section for row in ROWS}) == 5
+    lines = [line for line in TEXT.splitlines() if line.startswith("|")]
+    assert len(lines) == len(ROWS) + 2 * 5, "each table has a header and a rule"
+
+
+def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
+    names = Counter(name for row in ROWS for name in spans(row.cells["original"]))
+    assert {name: names[name] for name in [*FLAGS, *SETTINGS]} == dict.fromkeys([*FLAGS, *SETTINGS], 1)
+    assert max(names.values()) == 1
+
+
+@pytest.mark.parametrize("row", WITH_OVERRIDES, ids=title)
+def test_the_overrides_of_a_row_give_the_values_that_it_says_and_change_nothing_else(row):
+    said = overrides(row.cells["ours"])
+    before = dict(config_lib.flatten(parse([]).config))
+    after = dict(config_lib.flatten(parse(arguments(row.cells["ours"])).config))
+    assert len(dict(said)) == len(said)
+    for name, text in said:
+        value = read_value(name, text)
+        assert after[name] == value and type(after[name]) is type(value), name
+    assert {name for name in after if after[name] != before[name]} <= dict(said).keys()
+
+
+@pytest.mark.parametrize("row", [row for row in WITH_OVERRIDES if row.cells["default"] != "–"], ids=title)
+def test_overrides_carry_the_default_of_the_original_or_switch_on_what_was_off(row):
+    said, default = overrides(row.cells["ours"]), words(row.cells["default"])
+    if default == ["off"]:
+        assert any(read_value(name, text) != config_lib.field_of(name).default for name, text in said)
+    else:
+        units = {"epoch", "steps"}
+        assert {word for _, text in said for word in words(text)} - units == set(default)
+
+
+def test_the_overrides_of_all_flags_work_together():
+    section = "Flags of `main.py`"
+    rows = [row for row in WITH_OVERRIDES if row.section == section or row.section.startswith("Fixed in")]
+    said = [override for row in rows for override in overrides(row.cells["ours"])]
+    assert len(dict(said)) == len(said) > 30, "two rows say the same setting"
+    after = dict(config_lib.flatten(parse([f"--config.{name}={text}" for name, text in said]).config))
+    assert all(after[name] == read_value(name, text) for name, text in said)
+
+
+def test_rows_that_are_applied_have_something_to_apply_and_no_two_the_same():
+    assert not [title(row) for row in APPLIED if not arguments(row.cells["ours"])]
+    said = Counter(frozenset(arguments(row.cells["ours"])) for row in APPLIED)
+    assert max(said.values()) == 1
+    notes = Counter(row.cells["note"] for row in ROWS if row.cells.get("note"))
+    assert max(notes.values()) == 1
+
+
+def test_retired_flags_say_why_and_files_say_where():
+    others = {row.section for row in ROWS if row not in APPLIED}
+    assert others == {"Files", "Retired"}
+    for row in ROWS:
+        if row.section == "Retired":
+            assert len(words(row.cells["why"])) >= 5 and not arguments(row.cells["why"])
+        if row.section == "Files":
+            assert spans(row.cells["ours"]), title(row)
+
+
+def test_flags_of_later_work_are_named_without_an_override():
+    section = TEXT.partition("\n## Not yet\n")[2].partition("\n## ")[0]
+    assert sorted(spans(section)) == sorted([*LATER, "eval_linear.py", "main.py"])
+    assert not arguments(section)
+
+
+def test_every_override_in_the_text_is_valid():
+    said = [span for span in spans(TEXT.replace("```", "")) if span.startswith("--config.")]
+    assert len(said) > len(WITH_OVERRIDES)
+    for span in said:
+        parse(shlex.split(span))
+
+
+def test_jobs_networks_and_methods_that_the_text_names_exist():
+    named = {override for row in WITH_OVERRIDES for override in overrides(row.cells["ours"])}
+    named |= {("job", job) for job in re.findall(r"--job=(\w+)", TEXT)}
+    known = {
+        "job": plugins.names("jaxclust.jobs"),
+        "model.name": models.networks(),
+        "method": plugins.names("jaxclust.methods"),
+    }
+    for setting, names in known.items():
+        values = {value for name, value in named if name == setting}
+        assert values and values <= set(names), values
+
+
+def test_presets_are_what_the_text_says():
+    presets = set(re.findall(r"configs/deepcluster\.py:(\w+)", TEXT)) | set(re.findall(r"`:(\w+)`", TEXT))
+    assert presets == {"imagenet", "imagenette", "cifar10", "folder"}
+    configs = {name: main.load_config(Path("configs/deepcluster.py"), name) for name in presets}
+    published, users = configs["imagenet"], configs["imagenette"]
+    assert (published.model.name, published.model.sobel, published.cluster.k) == ("alexnet", True, 10_000)
+    assert (users.model.name, users.optimizer.body.name, users.optimizer.top.name) == ("vgg16", "adam", "sgd")
+
+
+def test_the_example_is_a_command():
+    block = re.search(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)[1].replace("\\\n", " ")
+    there, ours = (shlex.split(line, comments=True) for line in block.splitlines())
+    assert there[:2] == ["python", "main.py"] and {a for a in there if a.startswith("--")} <= set(FLAGS)
+    command = main.parse(["jaxclust", *ours[3:]])
+    assert (command.config.cluster.k, command.config.data.source) == (500, "folder:PHOTOS")
+    assert command.config.model.sobel and str(command.workdir) == "EXP"
