@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
-.PHONY: help setup run test check test-slow clean
+.PHONY: help setup run test check test-slow bench clean
 
 help:
 	@echo "make run        cluster the built-in digits; pictures in runs/deepcluster-digits/report"
 	@echo "make test       all tests but the slow ones"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make test-slow  several seeds, whole pipelines"
+	@echo "make bench      speed beside PyTorch, faiss and scikit-learn, half an hour or more; DATA=FOLDER of JPEG files for one part"
 	@echo "make setup      only the environment, in .venv"
 
 setup: $(READY)
@@ -35,6 +36,17 @@ check: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+bench: $(READY)
+	$(BIN)/pip install --quiet 'torch>=2.5'
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.kmeans
+	$(BIN)/python -m benchmarks.clustering_scale
+ifdef DATA
+	$(BIN)/python -m benchmarks.round --data=$(DATA)
+else
+	@echo "left out: benchmarks.round, which needs DATA=FOLDER with a folder of JPEG files for each class"
+endif
 
 clean:
 	rm -rf $(VENV) build *.egg-info

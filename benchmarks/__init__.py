@@ -1,0 +1,1 @@
+"""What jaxclust is measured against; `make bench` runs every script and writes RESULTS.md."""
