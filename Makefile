@@ -38,7 +38,7 @@ test-slow: $(READY)
 	$(PYTEST) -m slow
 
 bench: $(READY)
-	$(BIN)/pip install --quiet 'torch>=2.5'
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,bench]'
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.clustering_scale

@@ -42,7 +42,7 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10", "faiss-gpu>=1.9"],
         "tpu": ["jax[tpu]>=0.10", "faiss-cpu>=1.9"],
         "parquet": ["pyarrow>=17.0"],
-        "bench": ["torch>=2.5"],  # what benchmarks/ compares with
+        "bench": ["torch>=2.13"],  # what benchmarks/ compares with
         "test": TEST,
         "dev": [*TEST, "build>=1.2", "types-tqdm"],
     },

@@ -31,6 +31,7 @@ from jaxclust.train.stage import Stage
 from jaxclust.train.writer import Writer
 
 IN_FLIGHT = 8  # steps that may wait for the device: enough to keep it busy, few enough to bound memory
+# (XLA's CPU client deadlocks when some 32 steps of several devices wait)
 
 
 def is_finished(stage: Stage) -> bool:
