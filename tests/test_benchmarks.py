@@ -48,7 +48,7 @@ def test_train_steps_are_compared(tmp_path):
     assert text.count("| train |") == text.count("| features |") == 1
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_round_is_compared(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(60):

@@ -168,6 +168,7 @@ def test_pic_sizes_the_head_by_buckets_and_masks_what_is_unused(tmp_path, capsys
     assert f"clusters {found[0]} " in printed and "/500" not in printed
 
 
+@pytest.mark.medium
 def test_pic_goes_on_after_a_restart_bit_for_bit_and_is_predicted_by_the_nearest_mean(tmp_path):
     config = with_pic(optimizer__body__schedule="none")
     whole = trained(config, tmp_path / "whole", few_digits())
@@ -190,6 +191,7 @@ def test_pic_needs_more_images_than_neighbours(tmp_path):
         prepared(with_pic(cluster__pic__neighbours=300), tmp_path, few_digits())
 
 
+@pytest.mark.medium
 def test_pic_that_falls_to_pieces_says_so(tmp_path, capsys):
     trained(with_pic(cluster__pic__neighbours=2, cluster__pic__alpha=0.001), tmp_path, few_digits())
     assert "small pieces: the graph has too few neighbours" in capsys.readouterr().out

@@ -14,6 +14,8 @@ from jaxclust.errors import ConfigError, DataError
 from jaxclust.features import extract
 from jaxclust.train import frozen
 
+pytestmark = pytest.mark.medium  # whole trainings
+
 
 def leaves(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -204,6 +204,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "deepcluster").iterdir()) == before
 
 
+@pytest.mark.medium
 def test_a_body_can_come_from_another_run(trained, tmp_path, capsys):
     arguments = ["--config.rounds=1", "--config.batch_size=128", f"--config.init_from={trained}"]
     assert smoke(tmp_path / "run", *arguments) == 0
@@ -215,6 +216,7 @@ def test_a_body_can_come_from_another_run(trained, tmp_path, capsys):
     assert re.search(r"init_from: state.params.body.* is \(.*this config makes", capsys.readouterr().err)
 
 
+@pytest.mark.medium
 def test_labels_change_nothing_but_the_evaluation(tmp_path, capsys):
     split = few_digits(200).splits["train"]
     wrong = np.random.default_rng(0).permutation(split.labels)
