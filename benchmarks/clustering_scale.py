@@ -67,7 +67,7 @@ class Features:
             yield chunk
 
 
-CASE, SUBSET = Case(1_281_167, 4096, 256, 10_000, 2), 64_058
+CASE, SUBSET = Case(1_281_167, 4096, 256, 10_000, 2), 20_480
 QUICK, QUICK_SUBSET = Case(3000, 64, 16, 20, 2), 1000
 FULL_ITERATIONS = 20
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser = results.arguments(__doc__)
     parser.add_argument("--rows", type=int, default=0, help="rows in place of ImageNet's 1,281,167")
     parser.add_argument("--subset", type=int, default=0, help="rows on which faiss is compared with")
-    parser.add_argument("--turns", type=int, default=3, help="turns of each side on the subset")
+    parser.add_argument("--turns", type=int, default=2, help="turns of each side on the subset")
     options = results.parse(parser)
     case, subset, turns = (QUICK, QUICK_SUBSET, 1) if options.quick else (CASE, SUBSET, options.turns)
     case = case._replace(rows=options.rows or case.rows)
