@@ -168,8 +168,9 @@ def test_mismatched_or_unknown_input_is_refused():
         (1, 1.0, 1000, 1.2, ["collapsed"]),
         (10, 0.51, 1000, 1.2, ["51% of the images"]),
         (10, 0.2, 389, 1.2, ["389 images for 10 clusters"]),
-        (10, 0.2, 390, math.log(10) * 1.009, ["ln 10"]),
-        (10, 0.2, 390, math.log(10) * 1.02, []),
+        (10, 0.2, 390, math.log(10) * 0.991, ["ln 10"]),
+        (10, 0.2, 390, math.log(10) * 1.5, ["ln 10"]),
+        (10, 0.2, 390, math.log(10) * 0.98, []),
         (1, 1.0, 100, math.log(10), ["collapsed", "ln 10", "fewer than 39"]),
     ],
 )

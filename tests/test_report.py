@@ -160,7 +160,7 @@ def test_without_labels_there_is_no_agreement(tmp_path):
 
 def test_loss_that_stays_at_guessing_is_said(tmp_path):
     page = report(make(tmp_path, k=3, rounds=1, loss=float(np.log(3))))
-    assert "which is ln 3" in page.text and "36 images for 3 clusters are fewer" in page.text
+    assert "guessing alone gives ln 3" in page.text and "36 images for 3 clusters are fewer" in page.text
 
 
 def test_one_cluster_is_called_a_collapse(tmp_path):

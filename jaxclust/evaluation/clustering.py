@@ -201,10 +201,10 @@ def warnings(
         )
     if loss is not None and num_outputs is not None and num_outputs > 1:
         guessing = math.log(num_outputs)
-        if abs(loss - guessing) <= 0.01 * guessing:
+        if loss >= 0.99 * guessing:
             words.append(
-                f"The loss stays at {loss:.3f}, which is ln {num_outputs}: the network only "
-                "guesses its clusters. Try another optimizer.body.lr, weaker augmentation "
+                f"The loss is {loss:.3f}, and guessing alone gives ln {num_outputs} = {guessing:.3f}: the network does "
+                "not learn its clusters. Try a lower optimizer.body.lr, weaker augmentation "
                 "under views, or more steps between two clusterings."
             )
     if k is None and found is not None and n < IMAGES_PER_FOUND_CLUSTER * found:

@@ -1,7 +1,6 @@
 """--job=predict: the cluster of every image in a folder, from a trained workdir."""
 
 import csv
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxclust.data.source import open_source
 from jaxclust.errors import ConfigError
-from jaxclust.evaluation import suite
+from jaxclust.evaluation import clustering
 from jaxclust.features import store
 from jaxclust.files import replacing
 from jaxclust.jobs import evaluate
@@ -44,9 +43,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         table["cluster"] += predictions["cluster"].tolist()
         table["score"] += predictions["score"].astype(np.float32).tolist()
         if split.labels is not None:
-            rows = partial(evaluate.features, stage, state, split, name)
-            scores = suite.evaluate(predictions, split.labels, stage.config, rows)
-            words = (f"{key.upper()} {value:.3f}" for key, value in scores.items() if "/" not in key)
+            scores = clustering.scores(predictions["cluster"], split.labels, stage.config.evaluate.nmi_average)
+            words = (f"{key.upper()} {value:.3f}" for key, value in scores.items())
             print(f"{name}, against the class folders: {', '.join(words)}", flush=True)
     for skipped in source.skipped:
         print(f"skipped {skipped.path}: {skipped.reason}", flush=True)
