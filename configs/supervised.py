@@ -46,7 +46,7 @@ def imagenette(config: ConfigDict) -> None:
     config.batch_size = config.eval_batch_size = 64
     config.rounds = 40
     config.optimizer.body.lr = 1e-4
-    config.optimizer.top.name, config.optimizer.top.lr = "sgd", 0.05
+    config.optimizer.top.name, config.optimizer.top.lr = "sgd", 0.01
 
 
 def smoke(config: ConfigDict) -> None:

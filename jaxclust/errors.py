@@ -29,6 +29,10 @@ class CollapseError(JaxclustError):
     """Fewer than two clusters hold images, so there is nothing left to learn (exit 1)."""
 
 
+class HostError(JaxclustError):
+    """Another host ended, hangs or is too slow (exit 1)."""
+
+
 class Stopped(JaxclustError):
     """A signal ended the run after its state was saved; the same command goes on (exit 75)."""
 

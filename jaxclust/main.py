@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxclust import config as config_lib
-from jaxclust import plugins
-from jaxclust.errors import ConfigError, JaxclustError
+from jaxclust import plugins, watch
+from jaxclust.errors import ConfigError, JaxclustError, Stopped
+from jaxclust.heartbeats import Place
 from jaxclust.jobs.options import Options
+
+ON_SEVERAL_HOSTS = ("train", "evaluate")
 
 
 class Command(NamedTuple):
@@ -24,23 +28,52 @@ class Command(NamedTuple):
     workdir: Path
     job: str
     options: Options
+    place: Place | None = None  # None where it says nothing of other hosts
+
+
+class SaidByFirst(ConfigError):
+    """A wrong setting: all hosts have the same ones, so host 0 says it for all."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job that the command line asks for; returns the exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    own = _process_id(argv)
     try:
-        command = parse(argv)
-        from jaxclust import runtime  # here, so that a wrong command line is answered at once
-
-        runtime.start(command.config)
-        job = plugins.load("jaxclust.jobs", command.job, "--job", "run")
-        job.run(command.config, command.workdir, command.options)
+        run(parse(argv))
     except JaxclustError as error:
-        print(f"jaxclust: {error}", file=sys.stderr, flush=True)
+        if not (own and isinstance(error, Stopped | SaidByFirst)):
+            print(f"jaxclust: {f'host {own}: ' if own else ''}{error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
+
+
+def run(command: Command) -> None:
+    """Runs the job, on several hosts if this process is one of several."""
+    from jaxclust import hosts, runtime  # here, so that a wrong command line is answered at once
+
+    runtime.start(command.config)
+    job = plugins.load("jaxclust.jobs", command.job, "--job", "run")
+    place = hosts.place(command.place)
+    if place is None:
+        job.run(command.config, command.workdir, command.options)
+        return
+    if command.job not in ON_SEVERAL_HOSTS:
+        raise ConfigError(
+            f"--job={command.job} is for one process, and this is one of {place.processes}; start it alone, without "
+            f"--num_processes. On several hosts there is: {', '.join(ON_SEVERAL_HOSTS)}"
+        )
+    runtime.tensorflow()  # a slow disk may hold its import up, and now nobody counts the seconds yet
+    heartbeat = command.config.runtime.heartbeat
+    hosts.join(place, heartbeat)
+    if place.process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where libraries write too
+    try:
+        with watch.together(place, hosts.store(), heartbeat):
+            job.run(command.config, command.workdir, command.options)
+    finally:
+        hosts.leave()
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -50,10 +83,14 @@ def parse(argv: Sequence[str]) -> Command:
     texts = {
         "config": "a file in configs/ and its variants, such as configs/deepcluster.py:mnist,smoke",
         "workdir": "folder of the run; by default runs/<config>-<variant>-<source>",
-        "job": "train, evaluate, predict, export, sweep or report",
+        "job": "train, evaluate, predict, export, sweep, report or plan",
         "images": "predict: folder of images",
         "out": "predict: the .csv or .parquet file to write",
         "by-cluster": "export: link or copy, folders of the images of each cluster",
+        "topology": "plan: the devices to compile for, such as v5e:16x16 or cpu:8",
+        "coordinator": "several hosts: HOST:PORT of host 0, the same on all; or $JAX_COORDINATOR_ADDRESS",
+        "num_processes": "several hosts: how many there are; or $JAX_NUM_PROCESSES",
+        "process_id": "several hosts: which one this is, from 0; or $JAX_PROCESS_ID",
     }
     for name, words in texts.items():
         flags.DEFINE_string(name, "train" if name == "job" else "", words, flag_values=known)
@@ -69,12 +106,52 @@ def parse(argv: Sequence[str]) -> Command:
         raise SystemExit(0)
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; write --flag=value")
-    config = _override(_base_config(known.config, known.workdir, known.job), overrides)
-    if known.job != "sweep":  # which fills in what it sweeps over, and checks each of its runs
-        config_lib.validate(config)
+    place = _place(known.coordinator, known.num_processes, known.process_id)
+    config = _base_config(known.config, known.workdir, known.job, overrides)
+    try:
+        config = _override(config, overrides)
+        if known.job != "sweep":  # which fills in what it sweeps over, and checks each of its runs
+            config_lib.validate(config)
+    except ConfigError as error:
+        raise SaidByFirst(str(error)) from None
     workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
-    options = Options(known.images, known.out, known["by-cluster"].value or "", tuple(known.over), known.overwrite)
-    return Command(config, workdir, known.job, options)
+    by_cluster = known["by-cluster"].value or ""
+    options = Options(known.images, known.out, by_cluster, tuple(known.over), known.overwrite, known.topology)
+    return Command(config, workdir, known.job, options, place)
+
+
+def _place(coordinator: str, num_processes: str, process_id: str) -> Place | None:
+    """Where this process stands, by its flags or by the variables of the environment that take their place."""
+    given = {
+        "--coordinator": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+        "--num_processes": num_processes or os.environ.get("JAX_NUM_PROCESSES", ""),
+        "--process_id": process_id or os.environ.get("JAX_PROCESS_ID", ""),
+    }
+    missing = [flag for flag, value in given.items() if not value]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        there = ", ".join(f"{flag}={value}" for flag, value in given.items() if value)
+        raise ConfigError(
+            f"{there} without {' and '.join(missing)}: several hosts need all three (or the variables "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+        )
+    address, count, index = given.values()
+    if not re.fullmatch(r".+:\d+", address):
+        raise ConfigError(f"--coordinator={address} must be HOST:PORT, the address of host 0")
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"--num_processes={count} must be a number from 1")
+    if not index.isdecimal() or int(index) >= int(count):
+        raise ConfigError(f"--process_id={index} must be from 0 to {int(count) - 1}, with --num_processes={count}")
+    return Place(address, int(count), int(index))
+
+
+def _process_id(argv: Sequence[str]) -> int:
+    """Which host this is, before anything was read, so that a wrong command line need not be said by all."""
+    flag = re.search(r"--?process_id[= ](\d+)", " ".join(argv))
+    names = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
+    said = flag[1] if flag else next((os.environ[name] for name in names if name in os.environ), "")
+    return int(said) if said.isdecimal() else 0
 
 
 def default_name(config_flag: str, config: ConfigDict, job: str = "train") -> str:
@@ -101,12 +178,16 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, others
 
 
-def _base_config(flag: str, workdir: str, job: str) -> ConfigDict:
-    """The config that --config names, or for a job on an existing run the workdir's own."""
+def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> ConfigDict:
+    """The config that --config names, or for a job on an existing run the workdir's own; a file of features that is
+    to be evaluated needs none."""
     if flag:
         path, _, variant = flag.partition(":")
         return load_config(Path(path), variant)
     saved = Path(workdir or ".") / ("base.json" if job == "sweep" else "config.json")
+    features = any(re.match(r"--?config\.data\.source[= ]features:", text) for text in overrides)
+    if job == "evaluate" and features and not saved.exists():
+        return config_lib.base()
     if job == "train" or not workdir:
         raise ConfigError("--config is missing; for example --config=configs/deepcluster.py")
     if not saved.exists():

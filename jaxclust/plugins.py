@@ -14,13 +14,22 @@ def names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
 
 
-def load(package: str, name: str, field: str, provides: str) -> ModuleType:
-    """The module `name` of `package`; ConfigError unless it exists and has an attribute `provides`."""
+def load(package: str, name: str, field: str, provides: str | tuple[str, ...]) -> ModuleType:
+    """The module `name` of `package`; ConfigError unless it exists and has an attribute that `provides` names."""
     if name.isidentifier() and name in names(package):
         module = importlib.import_module(f"{package}.{name}")
-        if hasattr(module, provides):
+        if _has(module, provides):
             return module
-    choices = [n for n in names(package) if hasattr(importlib.import_module(f"{package}.{n}"), provides)]
+    choices = providing(package, provides)
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ConfigError(f"{field}={name!r} is unknown{hint} There is: {', '.join(choices)}.")
+
+
+def providing(package: str, provides: str | tuple[str, ...]) -> list[str]:
+    """Names of the public modules of `package` that have an attribute which `provides` names."""
+    return [name for name in names(package) if _has(importlib.import_module(f"{package}.{name}"), provides)]
+
+
+def _has(module: ModuleType, provides: str | tuple[str, ...]) -> bool:
+    return any(hasattr(module, name) for name in ([provides] if isinstance(provides, str) else provides))

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from jaxclust import hosts
+
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -15,8 +17,11 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> Iterator[T]:
     """Yields `items` and shows how many of `total` are done; a short job shows nothing.
 
-    The bar goes away when it is full, since a line of results follows it.
+    The bar goes away when it is full, since a line of results follows it. Of several hosts only the first shows it.
     """
+    if not hosts.is_first():
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=title, unit=unit, leave=False, delay=1.0, dynamic_ncols=True)
         return

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from jaxclust import hosts
 from jaxclust.errors import ConfigError, Stopped
 
 AXIS = "data"  # the one axis of the one mesh
@@ -26,6 +27,9 @@ AXIS = "data"  # the one axis of the one mesh
 def start(config: ConfigDict) -> None:
     """Sets JAX up for `config.runtime`; to be called before anything runs on a device."""
     jax.config.update("jax_enable_x64", config.runtime.dtype == "float64")
+    if os.environ.get("TPU_SKIP_MDS_QUERY"):  # JAX has found no TPU: libtpu, if installed to plan for one, complains
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     if config.runtime.cpu_devices or jax.config.values["jax_num_cpu_devices"] < 0:  # negative: nobody has decided yet
         jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices or cores())
     if not jax.config.values["jax_compilation_cache_dir"]:
@@ -63,10 +67,19 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def mesh(config: ConfigDict) -> Mesh:
-    """The mesh of `config.runtime.devices` devices (0: all), with batch sizes checked against it."""
-    devices = jax.devices()
+def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.runtime.devices` of the `devices` (0: all), with batch sizes checked against it.
+
+    They are this job's own, unless others are given to compile for; those of a host stand together.
+    """
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
+    many = len({device.process_index for device in devices})
     count = config.runtime.devices or len(devices)
+    if many > 1 and count != len(devices):
+        raise ConfigError(
+            f"config.runtime.devices={count} on {many} hosts with {len(devices)} devices: several hosts use all of "
+            "them, leave it at 0"
+        )
     if count > len(devices):
         raise ConfigError(
             f"config.runtime.devices={count}, but there are {len(devices)} {devices[0].platform} devices; "
@@ -77,19 +90,49 @@ def mesh(config: ConfigDict) -> Mesh:
         if size % count:
             low = size // count * count
             nearest = ", ".join(str(n) for n in (low, low + count) if n)
-            raise ConfigError(f"config.{field}={size} must divide by {count} devices; nearest: {nearest}")
+            on = f"{count} devices" + (f" on {many} hosts" if many > 1 else "")
+            raise ConfigError(f"config.{field}={size} must divide by {on}; nearest: {nearest}")
     return Mesh(np.array(devices[:count]), (AXIS,))
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays onto the devices, split over them along their first axis; scalars whole."""
+    """Arrays onto the devices, split over them along their first axis; scalars whole.
+
+    On several hosts each has its part of the rows, in the order of hosts.
+    """
     split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
-    return jax.device_put(tree, jax.tree.map(lambda x: split if np.ndim(x) else whole, tree))
+    if hosts.count() == 1:
+        return jax.device_put(tree, jax.tree.map(lambda x: split if np.ndim(x) else whole, tree))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, x) if np.ndim(x) else put_replicated(x, mesh), tree
+    )
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Arrays onto every device, whole."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Arrays onto every device, whole. Every host must have the same, which is not checked."""
+    sharding = NamedSharding(mesh, P())
+    if hosts.count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda _: array)  # device_put would compare hosts
+
+    return jax.tree.map(put, tree)
+
+
+def local_rows(tree: Any) -> Any:
+    """This host's rows of arrays that are split over the devices along their first axis, as NumPy arrays."""
+    if hosts.count() == 1:
+        return jax.device_get(tree)
+
+    def fetch(array: jax.Array) -> np.ndarray:
+        parts = sorted(array.addressable_shards, key=lambda part: part.index[0].start or 0)
+        return np.concatenate(jax.device_get([part.data for part in parts]))
+
+    return jax.tree.map(fetch, tree)
 
 
 def compute_dtype(config: ConfigDict) -> Any:
@@ -110,30 +153,34 @@ def key(seed: int, *names: str | int) -> jax.Array:
     return made
 
 
-def host() -> int:
-    """Index of this host; host 0 decides and writes."""
-    return jax.process_index()
-
-
-def hosts() -> int:
-    """Number of hosts."""
-    return jax.process_count()
-
-
 class StopSignal:
-    """Remembers that SIGTERM or SIGINT came; the loop asks, saves and stops."""
+    """Remembers that SIGTERM or SIGINT came; the loop asks, saves and stops.
 
-    def __init__(self) -> None:
+    On several hosts SIGTERM belongs to JAX, which agrees with all of them on where to stop; `agreed` is what it says.
+    """
+
+    def __init__(self, agreed: Callable[[int], bool] | None = None) -> None:
         self.received: signal.Signals | None = None
+        self._agreed, self._looks, self._stopping = agreed, 0, False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         print(f"{self.received.name} received: saving, then stopping (once more ends at once)", flush=True)
+        if self._agreed:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def asked(self) -> bool:
+        """Whether to save and stop here; every host asks as often, and all get the same answer at the same time."""
+        if not self._agreed:
+            return self.received is not None
+        self._looks += 1
+        self._stopping = self._stopping or self._agreed(self._looks)
+        return self._stopping
 
     def error(self) -> Stopped:
         """What to raise once the state is saved."""
-        name = self.received.name if self.received else "nobody"
+        name = self.received.name if self.received else "a signal to one of the hosts"
         return Stopped(f"stopped by {name} with everything saved; the same command goes on from here")
 
 
@@ -145,10 +192,11 @@ def stop_signal() -> Iterator[StopSignal]:
     if outer:
         yield outer[0]
         return
-    stop = StopSignal()
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with hosts.preemption() as agreed:
+        stop = StopSignal(agreed)
+        previous = {number: signal.signal(number, stop) for number in (numbers[1:] if agreed else numbers)}
+        try:
+            yield stop
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

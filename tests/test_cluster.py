@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
 from jaxclust import cluster, plugins
-from jaxclust.cluster import _faiss, _lloyd, kmeans_faiss, kmeans_jax
+from jaxclust.cluster import _faiss, _lloyd, _memory, _race, _sharded, kmeans_faiss, kmeans_jax
 from jaxclust.config import base
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.features.rows import Rows
 
 BACKENDS = [name for name in plugins.names("jaxclust.cluster") if name.startswith("kmeans_")]
 REPAIRS = ["split", "farthest"]
@@ -38,6 +39,13 @@ def blobs(seed=0, size=50):
 
 def noise(size=300, dim=6, seed=0):
     return np.random.default_rng(seed).normal(size=(size, dim)).astype(np.float32)
+
+
+def points(rows):
+    """Rows as a clustering gets them."""
+    held = Rows(len(rows), rows.shape[1:], np.float32, 1 << 30, None)
+    held.append(rows)
+    return held.finish()
 
 
 def duplicates():
@@ -199,7 +207,7 @@ def test_split_conserves_counts_and_nudges_in_alternation(sizes):
     if counts.sum() < len(counts):
         return
     centroids = noise(len(counts), 5)
-    after, shared = _lloyd.split(centroids, counts, noise(1), noise(1))
+    after, shared = _lloyd.split(centroids, counts, None, None)
     assert shared.sum() == counts.sum() and (shared > 0).all()
     empty = np.flatnonzero(counts == 0)
     if len(empty) == 1:
@@ -212,13 +220,15 @@ def test_split_conserves_counts_and_nudges_in_alternation(sizes):
 
 def test_split_prefers_large_donors():
     counts = np.array([1, 1, 1000, 1, 0])
-    _, shared = _lloyd.split(noise(5), counts, noise(1), noise(1))
+    _, shared = _lloyd.split(noise(5), counts, None, None)
     np.testing.assert_array_equal(shared, [1, 1, 500, 1, 500])
 
 
 def test_farthest_takes_distinct_rows_in_order_of_distance():
     rows, distances = noise(6), np.array([0, 5, 1, 9, 5, 2], np.float32)
-    after, counts = _lloyd.farthest(noise(4, seed=1), np.array([0, 6, 0, 0]), rows, distances)
+    engine = _lloyd.Engine(6, None, lambda ids: rows[ids], None, lambda values: values)
+    found = _lloyd.Found(0.0, None, None, lambda: (None, distances))
+    after, counts = _lloyd.farthest(noise(4, seed=1), np.array([0, 6, 0, 0]), engine, found)
     np.testing.assert_array_equal(after[[0, 2, 3]], rows[[3, 1, 4]])
     assert (counts > 0).all()
 
@@ -242,6 +252,8 @@ def test_impossible_settings_name_field_and_values(backend):
         backend.kmeans(noise(30), 3, 0, runs=0)
     with pytest.raises(ConfigError, match=r"reseed_empty='random' .*split, farthest"):
         backend.kmeans(noise(30), 3, 0, reseed_empty="random")
+    with pytest.raises(ConfigError, match=r"cluster\.init='random' .*rows, kmeans\+\+"):
+        backend.kmeans(noise(30), 3, 0, init="random")
     with pytest.raises(ValueError, match="initial_ids"):
         backend.kmeans(noise(30), 3, 0, initial_ids=np.arange(4))
 
@@ -261,7 +273,8 @@ def test_few_rows_for_each_cluster_are_mentioned_once(backend, caplog):
 def test_jax_works_in_chunks_that_do_not_divide_the_rows(monkeypatch):
     rows = noise(101)
     whole = kmeans_jax.kmeans(rows, 6, 0)
-    monkeypatch.setattr(kmeans_jax, "_DISTANCES", 100)  # 7 pieces of 15 rows, the last one short
+    monkeypatch.setattr(_sharded, "_DISTANCES", 30)  # 3 pieces of 5 rows on each of 8 devices, the last ones empty
+    assert _sharded.place(rows, np.arange(101), 6, 101).ids.shape == (24, 5)
     pieces = kmeans_jax.kmeans(rows, 6, 0)
     np.testing.assert_array_equal(pieces.labels, whole.labels)
     np.testing.assert_allclose(pieces.centroids, whole.centroids, atol=1e-5)
@@ -276,11 +289,14 @@ def test_faiss_sums_in_chunks(monkeypatch):
 
 def test_sums_of_the_accelerator_branch_equal_those_of_the_cpu():
     rows, labels = noise(30), np.arange(30) % 6
-    jaxpr = str(jax.make_jaxpr(lambda *args: kmeans_jax._sums(*args, 6))(rows, labels))
+    jaxpr = str(jax.make_jaxpr(lambda *args: _sharded._members(*args, 6))(rows, labels))
     assert "dot_general" in jaxpr and "scatter" in jaxpr
+    labels[7] = 6  # of no cluster
     slow = np.stack([rows[labels == c].sum(0) for c in range(6)])
-    np.testing.assert_allclose(kmeans_jax._scatter(rows, labels, 6), slow, atol=1e-5)
-    np.testing.assert_allclose(kmeans_jax._product(rows, labels, 6), slow, atol=1e-5)
+    for members in (_sharded._scatter, _sharded._product):
+        counts, sums = members(rows, labels, 6)
+        np.testing.assert_array_equal(counts, [5, 4, 5, 5, 5, 5])
+        np.testing.assert_allclose(sums, slow, atol=1e-5)
 
 
 def test_jax_compiles_once_for_a_shape():
@@ -291,43 +307,46 @@ def test_jax_compiles_once_for_a_shape():
     )
     kmeans_jax.kmeans(noise(211, seed=1), 9, 7, iterations=11, runs=2, reseed_empty="farthest")
     assert compiled == []
-    kmeans_jax.kmeans(noise(212), 9, 0)
+    kmeans_jax.kmeans(noise(216), 9, 0)  # as many for each of 8 devices
+    assert compiled == []
+    kmeans_jax.kmeans(noise(217), 9, 0)
     assert len(compiled) == 1
 
 
 def test_get_lists_the_clusterings_and_nothing_else():
-    c = base().cluster
-    c.method = "pick"
+    config = base()
+    config.cluster.method = "pick"
     with pytest.raises(ConfigError, match=r"config\.cluster\.method='pick'") as error:
-        cluster.get(c)
+        cluster.get(config)
     assert "did you mean 'pic'" in str(error.value)
-    assert str(error.value).endswith("There is: kmeans_faiss, kmeans_jax, pic.")
+    assert str(error.value).endswith("There is: kmeans_faiss, kmeans_jax, minibatch, pic.")
 
 
 @pytest.mark.parametrize("name", ["faiss", "jax"])
 def test_the_settings_reach_k_means(name, monkeypatch):
-    c = base().cluster
-    c.update({"backend": name, "k": 4, "iterations": 3, "runs": 2, "reseed_empty": "farthest"})
+    config = base()
+    wanted = {"iterations": 3, "runs": 2, "init": "kmeans++", "reseed_empty": "farthest"}
+    config.cluster.update({"backend": name, "k": 4, **wanted})
     rows, ran = noise(), []
     kmeans = module(f"kmeans_{name}").kmeans
-    expected = kmeans(rows, 4, 7, iterations=3, runs=2, reseed_empty="farthest")
+    expected = kmeans(rows, 4, 7, **wanted)
     monkeypatch.setattr(module(f"kmeans_{name}"), "kmeans", lambda *a, **kw: ran.append(kw) or kmeans(*a, **kw))
-    found = cluster.get(c)(rows, 7)
+    found = cluster.get(config)(points(rows), 7)
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.info == expected.info
-    assert ran == [{"iterations": 3, "runs": 2, "reseed_empty": "farthest"}]
-    assert cluster.asked(c) == 4
+    assert ran == [wanted]
+    assert cluster.asked(config.cluster) == 4
 
 
-@pytest.mark.parametrize("method", ["kmeans", "pic"])
+@pytest.mark.parametrize("method", ["kmeans", "minibatch", "pic"])
 @pytest.mark.parametrize("name", ["faiss", "jax"])
 def test_every_clustering_keeps_one_contract(method, name):
-    c = base().cluster
-    c.update({"method": method, "backend": name, "k": 4})
-    clustering = cluster.get(c)
+    config = base()
+    config.cluster.update({"method": method, "backend": name, "k": 4})
+    clustering = cluster.get(config)
     rows = np.concatenate([blobs()[0], duplicates()[:60, :3]])
     before = rows.copy()
-    found = clustering(rows, 3)
+    found = clustering(points(rows), 3)
     np.testing.assert_array_equal(rows, before)
     assert found.labels.dtype == np.int32 and found.labels.shape == (len(rows),)
     assert found.centroids.dtype == np.float32 and found.centroids.shape == (found.labels.max() + 1, 3)
@@ -336,11 +355,11 @@ def test_every_clustering_keeps_one_contract(method, name):
     np.testing.assert_allclose(found.distances, own, rtol=1e-4, atol=1e-6)
     assert found.info["iterations"] >= 1 and found.info["empty"] == 0 and "splits" in found.info
     assert np.isfinite(found.info["objective"][-1])
-    for first, second in zip(found[:3], clustering(rows.astype(np.float64), 3)[:3], strict=True):
+    for first, second in zip(found[:3], clustering(points(rows), 3)[:3], strict=True):
         np.testing.assert_array_equal(first, second)
     rows[17, 0] = np.inf
     with pytest.raises(DataError, match="row 17 "):
-        clustering(rows, 3)
+        clustering(points(rows), 3)
 
 
 def test_a_small_search_leaves_a_later_large_one_its_threads(monkeypatch):
@@ -404,3 +423,129 @@ def test_jax_stays_in_float32_where_float64_is_on():
         wide = kmeans_jax.kmeans(rows.astype(np.float64), 5, 0)
     check_contract(wide, rows, 5)
     np.testing.assert_array_equal(wide.labels, plain.labels)
+
+
+# k-means++
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(2, 200), st.integers(1, 9), st.integers(0, 99))
+def test_both_back_ends_draw_the_same_rows_for_a_seed(size, k, seed):
+    rows, k = noise(size, 5, seed), min(k, size)
+    keys = _race.keys(k, seed, 0)
+    first, second = (module(name)._engine(rows, k).spread(keys) for name in BACKENDS)
+    np.testing.assert_array_equal(first, second)
+    assert len(np.unique(first, axis=0)) == k
+
+
+def test_rows_are_drawn_in_proportion_to_their_squared_distance():
+    rows = np.array([[0], [1], [3], [3.5], [10]], np.float32)
+    counts, draws = np.zeros((5, 5)), 6000
+    for seed in range(draws):
+        first, second = kmeans_faiss._spread(rows, _race.keys(2, seed, 0))[:, 0]
+        counts[rows[:, 0] == first, rows[:, 0] == second] += 1
+    squared = (rows - rows.T).astype(np.float64) ** 2
+    expected = draws / 5 * squared / squared.sum(1, keepdims=True)
+    assert (counts[expected == 0] == 0).all()
+    chi2 = ((counts - expected) ** 2)[expected > 0] / expected[expected > 0]
+    assert chi2.sum() < 45  # 19 degrees of freedom: one in a thousand is above 43.8
+
+
+def test_waiting_times_are_exponential_and_those_of_jax_are_those_of_numpy():
+    ids = np.arange(200_000, dtype=np.uint32)
+    alone = np.full(len(ids), np.inf, np.float32)
+    keys = _race.keys(2, 0, 0)
+    waits = np.stack([_race.arrivals(np, ids, key, alone) for key in keys])
+    for quantile in (1e-4, 0.1, 0.5, 0.9):
+        assert (waits < -np.log1p(-quantile)).mean() == pytest.approx(quantile, rel=4 / np.sqrt(quantile * 4e5))
+    assert abs(np.corrcoef(waits)[0, 1]) < 0.01 and abs(np.corrcoef(waits[0, 1:], waits[0, :-1])[0, 1]) < 0.01
+    np.testing.assert_allclose(_race.arrivals(jax.numpy, ids, keys[0], alone), waits[0], rtol=1e-6)
+    assert np.isinf(_race.arrivals(np, ids[:2], keys[0], np.array([-1, 1], np.float32))).tolist() == [True, False]
+
+
+def test_distinct_rows_come_before_equal_ones_and_no_row_comes_twice(backend):
+    rows = duplicates()
+    engine = backend._engine(rows, 25)
+    chosen = engine.spread(_race.keys(25, 0, 0))
+    assert len(np.unique(chosen[:20], axis=0)) == 20
+    few = backend._engine(rows[:4], 4).spread(_race.keys(4, 0, 0))
+    np.testing.assert_array_equal(few, rows[:4])
+
+
+def test_starts_far_from_each_other_are_better_than_any(backend):
+    rows = blobs(size=200)[0]
+    plus, plain = (
+        np.mean([backend.kmeans(rows, 4, seed, init=init).info["objective"][0] for seed in range(8)])
+        for init in ("kmeans++", "rows")
+    )
+    assert plus < 0.6 * plain
+
+
+# Large sums, and memory
+
+
+def test_float32_sums_stay_accurate_for_many_rows():
+    rows = (1 + 0.01 * noise(1_000_000, 2)).astype(np.float32)
+    found = kmeans_jax._engine(rows, 2).search(np.array([[0.5, 0.5], [-9, -9]], np.float32))
+    np.testing.assert_array_equal(found.counts, [1_000_000, 0])
+    np.testing.assert_allclose(found.sums[0], rows.sum(0, dtype=np.float64), rtol=1e-5)
+    slow = ((rows.astype(np.float64) - 0.5) ** 2).sum()
+    assert found.objective == pytest.approx(slow, rel=1e-6)
+
+
+def tree(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n"}
+
+
+@pytest.mark.parametrize(
+    "files, free",
+    [
+        ({}, 4000 * 1024),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}, 4000 * 1024),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "5\n",
+                "sys/fs/cgroup/a/memory.max": "100000\n",
+                "sys/fs/cgroup/a/memory.current": "70000\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 3\ninactive_file 20000\n",
+            },
+            50_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:memory:/docker/77\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "90000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "95000\n",
+            },
+            0,
+        ),
+    ],
+    ids=["no groups", "no limit", "version 2, limit of the parent", "version 1, mounted as root"],
+)
+def test_available_memory_is_the_least_of_machine_and_groups(tmp_path, files, free):
+    assert _memory.available(tree(tmp_path, {**MEMINFO, **files})) == free
+
+
+def test_memory_that_is_not_known_is_no_obstacle(tmp_path, monkeypatch):
+    assert _memory.available(tmp_path) is None
+    monkeypatch.setattr(_memory, "available", lambda: None)
+    _memory.require(10**15, "it")
+
+
+@pytest.mark.parametrize("method", ["kmeans", "pic"])
+def test_what_cannot_fit_on_one_host_is_refused_before_it_begins(monkeypatch, method):
+    config = base()
+    config.cluster.update({"method": method, "backend": "faiss", "k": 4})
+    rows = points(noise(300))
+    monkeypatch.setattr(_memory, "available", lambda: 5000)
+    wanted = r"of 300 points with 6 columns needs about .* GB .* 0\.0 GB are available.*pca_dim.*backend=jax.*minibatch"
+    with pytest.raises(ConfigError, match=wanted):
+        cluster.get(config)(rows, 0)

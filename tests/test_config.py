@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclust import config as c
+from jaxclust import fields
 from jaxclust.errors import ConfigError
 from jaxclust.train.lengths import due, lengths
 
@@ -111,7 +112,7 @@ def test_differences_leave_out_what_may_change_between_two_starts():
 
 @given(st.sampled_from(["step", "steps", "epoch", "epochs", "round"]), st.floats(0.001, 1e6))
 def test_durations_are_read_as_written(unit, amount):
-    duration = c.parse_duration(f"{amount!r} {unit}")
+    duration = fields.parse_duration(f"{amount!r} {unit}")
     assert duration == (amount, unit.removesuffix("s"))
 
 

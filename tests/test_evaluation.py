@@ -181,6 +181,12 @@ def test_warnings_say_what_is_wrong(found, share, n, loss, words):
     assert all(word in text and "ry " in text for word, text in zip(words, got, strict=True))
 
 
+def test_ami_is_left_out_where_it_would_take_minutes():
+    ids = np.arange(400)
+    assert "ami" not in clustering.scores(ids, ids) and clustering.scores(ids, ids)["nmi"] == 1
+    assert clustering.scores(ids // 2, ids)["ami"] <= 1
+
+
 def test_suite_without_labels_gives_what_needs_none():
     predictions = {"cluster": np.array([0, 0, 1, 2])}
     labelled = suite.evaluate(predictions, np.array([1, 1, 0, 0]), config(), no_rows)

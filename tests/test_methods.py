@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import signal
 
 import jax
 import numpy as np
@@ -113,12 +112,12 @@ class StopAt(StopSignal):
     """A signal that is there at the n-th look."""
 
     def __init__(self, look):
+        super().__init__()
         self.looks_left = look
 
-    @property
-    def received(self):
+    def asked(self):
         self.looks_left -= 1
-        return signal.SIGTERM if self.looks_left <= 0 else None
+        return self.looks_left <= 0
 
 
 @every_method

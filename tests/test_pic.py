@@ -16,6 +16,7 @@ from jaxclust.cluster import pic as module
 from jaxclust.config import base
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation.clustering import purity
+from jaxclust.features.rows import Rows
 
 BACKENDS = ["faiss", "jax"]
 DEFAULTS = dict(neighbours=5, sigma=0.2, alpha=0.001, iterations=200, merge_singletons=True, backend="faiss")
@@ -417,14 +418,19 @@ def test_an_isolated_row_beside_a_cluster_is_its_own_peak():
 # Its place among the clusterings
 
 
-def test_the_settings_reach_the_clustering():
-    c = base().cluster
-    c.method = "pic"
-    rows = blobs()[0].astype(np.float32)
-    np.testing.assert_array_equal(cluster.get(c)(rows, 0).labels, pic(rows).labels)
+def test_the_settings_reach_the_clustering(monkeypatch):
+    config = base()
+    config.cluster.method = "pic"
+    rows = Rows(180, (2,), np.float32, 1 << 20, None)
+    rows.append(blobs()[0])
+    clustered = cluster.get(config)(rows.finish(), 0)
+    np.testing.assert_array_equal(clustered.labels, pic(rows.array()).labels)
+    assert clustered.info == pic(rows.array()).info
     changes = dict(neighbours=9, sigma=0.3, alpha=0.5, iterations=3, merge_singletons=False)
-    c.pic.update(changes)
-    c.backend = "jax"
-    assert cluster.get(c).keywords == {**changes, "backend": "jax"}
-    np.testing.assert_array_equal(cluster.get(c)(rows, 0).labels, pic(rows, **changes).labels)
-    assert cluster.asked(c) is None
+    config.cluster.pic.update(changes)
+    config.cluster.backend = "jax"
+    expected, ran = pic(rows.array(), **changes), []
+    monkeypatch.setattr(module, "pic", lambda *args, original=module.pic, **kw: ran.append(kw) or original(*args, **kw))
+    np.testing.assert_array_equal(cluster.get(config)(rows, 0).labels, expected.labels)
+    assert ran == [{**changes, "backend": "jax"}]
+    assert cluster.asked(config.cluster) is None

@@ -11,22 +11,26 @@ from scipy.spatial.distance import pdist
 from jaxclust import cluster
 from jaxclust.cluster import kmeans_faiss, reduce
 from jaxclust.errors import DataError
+from jaxclust.features import rows
 
 
-class Rows:
+class Rows(rows.Rows):
     """An array read in chunks; counts how often it was read."""
 
     def __init__(self, array, chunk=64):
-        self.array, self.chunk, self.reads = np.asarray(array, np.float32), chunk, 0
-
-    @property
-    def shape(self):
-        return self.array.shape
+        super().__init__(*np.shape(array)[:1], np.shape(array)[1:], np.float32, 1 << 30, None)
+        self.append(array)
+        self.chunk, self.reads = chunk, 0
 
     def chunks(self):
         self.reads += 1
-        for start in range(0, len(self.array), self.chunk):
-            yield self.array[start : start + self.chunk]
+        for start in range(0, len(self.array()), self.chunk):
+            yield self.array()[start : start + self.chunk]
+
+
+def transform(*args, **kwargs):
+    points, zeros = reduce.transform(*args, **kwargs)
+    return points.array(), zeros
 
 
 def features(size=300, dim=20, seed=0, offset=3.0):
@@ -51,7 +55,7 @@ def test_pairwise_distances_are_those_of_the_slow_double(size, dim, kept, power,
     if l2:
         slow /= np.linalg.norm(slow, axis=1, keepdims=True)
     whitening, _ = reduce.fit(Rows(x), kept, power=power)
-    fast, zeros = reduce.transform(Rows(x, 7), whitening, l2=l2)
+    fast, zeros = transform(Rows(x, 7), whitening, l2=l2)
     assert fast.dtype == np.float32 and fast.shape == (size, kept) and zeros == 0
     np.testing.assert_allclose(pdist(fast), pdist(slow), atol=1e-3)
     if l2:
@@ -62,7 +66,7 @@ def test_pairwise_distances_are_those_of_the_slow_double(size, dim, kept, power,
 def test_the_whitened_scatter_is_the_identity(size, dim, kept):
     x = features(size, dim)
     whitening, info = reduce.fit(Rows(x), kept)
-    z = reduce.transform(Rows(x), whitening, l2=False)[0].astype(np.float64)
+    z = transform(Rows(x), whitening, l2=False)[0].astype(np.float64)
     np.testing.assert_allclose(z.T @ z / size, np.eye(kept), atol=1e-4)
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
     assert info["floored"] == 0 and info["dim"] == kept and 0 < info["variance"] < 1
@@ -80,9 +84,9 @@ def test_a_far_mean_costs_no_accuracy():
 def test_the_chunks_do_not_matter_and_are_read_once(chunk):
     x = features(120, 6)
     whole, _ = reduce.fit(Rows(x, 120), 6)
-    rows = Rows(x, chunk)
-    pieces, _ = reduce.fit(rows, 6)
-    assert rows.reads == 1
+    chunked = Rows(x, chunk)
+    pieces, _ = reduce.fit(chunked, 6)
+    assert chunked.reads == 1
     np.testing.assert_allclose(pieces.mean, whole.mean, rtol=1e-6)
     np.testing.assert_allclose(pieces.projection, whole.projection, rtol=1e-4, atol=1e-6)
 
@@ -94,26 +98,26 @@ def test_the_kept_variance_is_that_of_the_components():
     assert info["variance"] == pytest.approx(s[:5].sum() / s.sum(), rel=1e-6)
 
 
-def test_fewer_rows_than_features_reduce_the_dimension_with_a_warning(caplog):
+def test_fewer_rows_than_datareduce_the_dimension_with_a_warning(caplog):
     cluster.warn_once.cache_clear()
     x = np.random.default_rng(0).normal(size=(100, 4096)).astype(np.float32)
     with caplog.at_level(logging.WARNING):
         whitening, info = reduce.fit(Rows(x), 256)
     assert "cluster.pca_dim=256 is reduced to 99" in caplog.text
     assert info["dim"] == 99 and whitening.projection.shape == (4096, 99)
-    z, zeros = reduce.transform(Rows(x), whitening, l2=True)
+    z, zeros = transform(Rows(x), whitening, l2=True)
     assert np.isfinite(z).all() and zeros == 0
 
 
 @pytest.mark.parametrize("size, dim", [(50, 8), (8, 50)])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6])
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
-def test_constant_features_become_zero_rows(size, dim, value, power):
-    rows = Rows(np.full((size, dim), value), chunk=3)
-    whitening, info = reduce.fit(rows, 4, power=power)
+def test_constant_databecome_zero_rows(size, dim, value, power):
+    constant = Rows(np.full((size, dim), value), chunk=3)
+    whitening, info = reduce.fit(constant, 4, power=power)
     assert whitening.projection.shape == (dim, 4)
     for l2 in (True, False):
-        z, zeros = reduce.transform(rows, whitening, l2=l2)
+        z, zeros = transform(constant, whitening, l2=l2)
         np.testing.assert_array_equal(z, 0)
         assert zeros == size
 
@@ -124,7 +128,7 @@ def test_low_rank_keeps_the_shape_and_floors_what_is_missing(size, dim):
     whitening, info = reduce.fit(Rows(x), 10)
     assert whitening.projection.shape == (dim, 10) and np.isfinite(whitening.projection).all()
     assert info["floored"] == 7 and info["variance"] == pytest.approx(1)
-    z, _ = reduce.transform(Rows(x), whitening, l2=False)
+    z, _ = transform(Rows(x), whitening, l2=False)
     assert np.abs(z[:, 3:]).max() < 0.05 < np.abs(z[:, :3]).max()  # what is missing stays small
 
 
@@ -141,17 +145,17 @@ def test_dimension_zero_only_subtracts_the_mean():
     x = features(50, 6)
     whitening, info = reduce.fit(Rows(x, 7), 0)
     assert info == {"variance": 1.0, "dim": 6, "floored": 0}
-    z, _ = reduce.transform(Rows(x), whitening, l2=False)
+    z, _ = transform(Rows(x), whitening, l2=False)
     np.testing.assert_allclose(z, x - x.mean(0), atol=1e-5)
 
 
-def test_rotating_and_scaling_the_features_leaves_the_clusters():
+def test_rotating_and_scaling_the_dataleaves_the_clusters():
     x = features(400, 10, offset=0.0)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(10, 10)))[0]
     moved = 2.5 * x @ rotation + np.arange(10)
     labels = []
-    for rows in (Rows(x), Rows(moved)):
-        z, _ = reduce.transform(rows, reduce.fit(rows, 6)[0], l2=True)
+    for data in (x, moved):
+        z, _ = transform(Rows(data), reduce.fit(Rows(data), 6)[0], l2=True)
         labels.append(kmeans_faiss.kmeans(z, 5, 0, initial_ids=np.arange(5)).labels)
     np.testing.assert_array_equal(*labels)
 
@@ -165,7 +169,7 @@ def test_bad_rows_are_named_by_their_id(size, dim, row, fit_dim):
     with pytest.raises(DataError, match=f"row {row} "):
         reduce.fit(Rows(x, 9), fit_dim)
     with pytest.raises(DataError, match=f"row {row} "):
-        reduce.transform(Rows(x, 9), whitening, l2=True)
+        transform(Rows(x, 9), whitening, l2=True)
 
 
 def test_one_row_is_too_few():

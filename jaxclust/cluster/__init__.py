@@ -1,8 +1,8 @@
 """Clustering: arrays in, arrays out.
 
-A clustering is a public module here with `make(settings) -> Clusterer`, where `settings` is
-`config.cluster`. Those of k-means also have `kmeans(rows, k, seed)` and `assign(rows, centroids)`,
-which gives new rows the labels and distances that the first would have given them.
+A clustering is a public module here with `make(config) -> Clusterer`. Those of k-means also have
+`kmeans(rows, k, seed)` and `assign(rows, centroids)`, which gives new rows the labels and distances
+that the first would have given them.
 """
 
 import functools
@@ -10,13 +10,13 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust import plugins
+from jaxclust import hosts, plugins
 from jaxclust.errors import ConfigError, DataError
 
 _logger = logging.getLogger(__name__)
@@ -39,20 +39,51 @@ class Clustering(NamedTuple):
     info: dict[str, Any]
 
 
-Clusterer = Callable[[np.ndarray, int], Clustering]
-"""(rows float32 [N, d], seed) -> Clustering."""
+class Chunked(Protocol):
+    """A matrix [N, D] in pieces: every call of `chunks` yields this host's rows [n_i, D] in the order of ids."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def chunks(self) -> Iterator[np.ndarray]: ...
 
 
-def get(settings: ConfigDict) -> Clusterer:
+class Points(Chunked, Protocol):
+    """What is clustered, float32 [N, d], of which each host has the rows of its own ids (`features.rows.Rows`)."""
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    def array(self) -> np.ndarray:
+        """This host's rows in memory."""
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` of this host's rows from row `start` on."""
+
+    def in_order(self) -> Iterator[np.ndarray]:
+        """Blocks of the rows of all hosts by id; every host must take every block."""
+
+
+Clusterer = Callable[[Points, int], Clustering]
+"""(this host's points, seed) -> Clustering of the points of all hosts, the same on each; every host must call it."""
+
+
+def get(config: ConfigDict) -> Clusterer:
     """The clustering that `config.cluster` describes; ConfigError lists what there is."""
-    name = f"kmeans_{backend(settings.backend)}" if settings.method == "kmeans" else settings.method
-    made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(settings)
+    c = config.cluster
+    name = f"kmeans_{_kmeans_backend(c.backend)}" if c.method == "kmeans" else c.method
+    made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(config)
     return made
 
 
 def asked(settings: ConfigDict) -> int | None:
     """The number of clusters that `config.cluster` asks for, None where the clustering finds it."""
-    return settings.k if settings.method == "kmeans" else None
+    return None if settings.method == "pic" else settings.k
+
+
+def _kmeans_backend(name: str) -> str:
+    """faiss needs all points on one host, so "auto" takes JAX where there are several."""
+    return "jax" if name == "auto" and hosts.count() > 1 else backend(name)
 
 
 @functools.cache
@@ -94,19 +125,52 @@ def warn_once(message: str) -> None:
     _logger.warning(message)
 
 
-def require_finite(rows: np.ndarray, first_id: int = 0) -> None:
-    """DataError naming the first of `rows` [n, d] that holds NaN, infinity or an unsquarable value.
+def require_finite(rows: np.ndarray) -> None:
+    """DataError naming the first of `rows` [N, d] that holds NaN, infinity or an unsquarable value."""
+    bad = _unusable(rows)
+    if len(bad):
+        raise _refusal(bad[0], len(bad), len(rows))
 
-    `first_id` is the id of row 0.
+
+def require_finite_everywhere(rows: np.ndarray, ids: np.ndarray) -> None:
+    """`require_finite` for rows [n, d] with these rising ids, on every host if one of them has such a row.
+
+    Every host must call it.
     """
+    bad = ids[_unusable(rows)]
+    found = np.zeros((hosts.count(), 3), np.int64)
+    found[hosts.index()] = bad[0] if len(bad) else 0, len(bad), len(rows)
+    firsts, counts, sizes = hosts.total(found).T
+    if counts.any():
+        raise _refusal(firsts[counts > 0].min(), counts.sum(), sizes.sum())
+
+
+def finite_chunks(rows: Chunked) -> Iterator[np.ndarray]:
+    """This host's chunks of `rows`, then DataError on every host if one of them has a row that is not finite.
+
+    Every host must take every chunk.
+    """
+    done, bad = 0, np.empty((0, rows.shape[1]), np.float32)
+    for chunk in rows.chunks():
+        if len(_unusable(chunk)):
+            bad = chunk
+            break
+        done += len(chunk)
+        yield chunk
+    require_finite_everywhere(bad, hosts.index() + hosts.count() * np.arange(done, done + len(bad)))
+
+
+def _unusable(rows: np.ndarray) -> np.ndarray:
+    """Places of the rows [n, d] that cannot be clustered."""
     with np.errstate(over="ignore", invalid="ignore"):
-        fine = np.einsum("nd,nd->n", rows, rows) < _SQUARABLE  # False for NaN too
-    if not fine.all():
-        raise DataError(
-            f"the features of row {first_id + int(np.argmin(fine))} hold NaN, infinity or a value "
-            f"too large to square ({np.count_nonzero(~fine)} such rows of {len(rows)}); clustering "
-            "needs finite rows. The training has most likely diverged: lower optimizer.body.lr."
-        )
+        return np.flatnonzero(~(np.einsum("nd,nd->n", rows, rows) < _SQUARABLE))  # NaN is never less
+
+
+def _refusal(first: int, count: int, size: int) -> DataError:
+    return DataError(
+        f"the features of row {first} hold NaN, infinity or a value too large to square ({count} such rows of {size}); "
+        "clustering needs finite rows. The training has most likely diverged: lower optimizer.body.lr."
+    )
 
 
 def own_distances(rows: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:

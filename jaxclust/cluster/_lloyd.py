@@ -6,12 +6,13 @@ after every update.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.cluster import Clusterer, Clustering, own_distances, require_finite, warn_once
+from jaxclust.cluster import Clustering, _race, own_distances, warn_once
 from jaxclust.errors import ConfigError
 
 _NUDGE = 1 / 1024  # how far donor and receiver of a split move, relative to each coordinate
@@ -19,22 +20,34 @@ _WALK_SEED = 1234  # every repair draws alike, so that a fixed point is one
 _POINTS_PER_CENTROID = 39  # below this faiss too warns that centroids are poorly determined
 
 
-class Assigned(NamedTuple):
-    """One search: labels int [N], squared distances float32 [N], sums of members [k, d]."""
+class Found(NamedTuple):
+    """One search. Of all rows: `objective`, the sum of squared distances, and of each cluster's members `counts`
+    int [k] and `sums` [k, d]. `own()` gives labels int [n] and squared distances float32 [n] of this host's rows."""
 
-    labels: np.ndarray
-    distances: np.ndarray
+    objective: float
+    counts: np.ndarray
     sums: np.ndarray
+    own: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
-Search = Callable[[np.ndarray], Assigned]
-"""Centroids float32 [k, d] -> Assigned, for rows that it already holds."""
+class Engine(NamedTuple):
+    """Rows float32 [N, d] where the searching is done, those of all hosts if a back end works on several.
 
-Engine = Callable[[np.ndarray, int], Search]
-"""(rows float32 [N, d], k) -> Search: puts the rows where the searching is done."""
+    Every host must then call the same functions.
+    """
+
+    size: int  # N
+    search: Callable[[np.ndarray], Found]  # of centroids float32 [k, d]
+    take: Callable[[np.ndarray], np.ndarray]  # ids int [m] -> rows [m, d]
+    spread: Callable[[np.ndarray], np.ndarray]  # keys of `_race` uint32 [k] -> k rows far from each other [k, d]
+    whole: Callable[[np.ndarray], np.ndarray]  # values of this host's rows [n] -> of all rows by id [N]
 
 
-def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Clusterer:
+MakeEngine = Callable[[np.ndarray, int], Engine]
+"""(this host's rows float32 [n, d], k) -> Engine; DataError for rows that are not finite."""
+
+
+def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Callable[[np.ndarray, int], Clustering]:
     """A back end's `kmeans` with the values of `config.cluster`."""
 
     def cluster(rows: np.ndarray, seed: int) -> Clustering:
@@ -44,6 +57,7 @@ def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Clusterer:
             seed,
             iterations=settings.iterations,
             runs=settings.runs,
+            init=settings.init,
             reseed_empty=settings.reseed_empty,
         )
 
@@ -51,24 +65,28 @@ def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Clusterer:
 
 
 def run(
-    engine: Engine,
+    make_engine: MakeEngine,
     rows: np.ndarray,
     k: int,
     seed: int,
     iterations: int,
     runs: int,
+    init: str,
     initial_ids: np.ndarray | None,
     reseed_empty: str,
 ) -> Clustering:
     """k-means of rows float32 [N, d]; see `kmeans_faiss.kmeans` for the arguments."""
+    _check(runs, init, reseed_empty)
     rows = np.ascontiguousarray(rows, np.float32)
-    _check(rows, k, runs, initial_ids, reseed_empty)
-    search = engine(rows, k)
-    if initial_ids is not None:
-        starts = [np.asarray(initial_ids)]
+    engine = make_engine(rows, k)
+    check_size(engine.size, k)
+    if initial_ids is None:
+        starts = [partial(_INITS[init], engine, k, seed, run) for run in range(runs)]
+    elif np.shape(initial_ids) == (k,):
+        starts = [partial(engine.take, np.asarray(initial_ids))]
     else:
-        starts = [draw_initial_ids(len(rows), k, seed, run) for run in range(runs)]
-    results = (_descend(search, rows, ids, iterations, reseed_empty) for ids in starts)
+        raise ValueError(f"initial_ids has shape {np.shape(initial_ids)}, not ({k},)")
+    results = (_descend(engine, rows, start(), iterations, reseed_empty) for start in starts)
     return min(results, key=lambda result: result.info["objective"][-1])
 
 
@@ -77,70 +95,74 @@ def draw_initial_ids(size: int, k: int, seed: int, run: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, run]).choice(size, k, replace=False)
 
 
-def assign(engine: Engine, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _distinct(engine: Engine, k: int, seed: int, run: int) -> np.ndarray:
+    return engine.take(draw_initial_ids(engine.size, k, seed, run))
+
+
+def _spread(engine: Engine, k: int, seed: int, run: int) -> np.ndarray:
+    return engine.spread(_race.keys(k, seed, run))
+
+
+def assign(make_engine: MakeEngine, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centroid of each row: labels int32 [N] and squared distances float32 [N]."""
     rows = np.ascontiguousarray(rows, np.float32)
-    require_finite(rows)
-    return _final(engine(rows, len(centroids)), rows, np.ascontiguousarray(centroids, np.float32))
+    return _final(make_engine(rows, len(centroids)), rows, np.ascontiguousarray(centroids, np.float32))
 
 
-def _check(rows: np.ndarray, k: int, runs: int, initial_ids: np.ndarray | None, reseed_empty: str) -> None:
+def check_size(size: int, k: int) -> None:
+    """ConfigError unless `size` rows make k clusters; a warning if they are few."""
     if k < 1:
         raise ConfigError(f"cluster.k={k} must be at least 1.")
-    if len(rows) < k:
+    if size < k:
         raise ConfigError(
-            f"cluster.k={k} is more than the {len(rows)} rows there are to cluster; "
-            f"set cluster.k to {len(rows)} or less, or give more images."
+            f"cluster.k={k} is more than the {size} rows there are to cluster; "
+            f"set cluster.k to {size} or less, or give more images."
         )
-    if runs < 1:
-        raise ConfigError(f"cluster.runs={runs} must be at least 1.")
-    if reseed_empty not in _REPAIRS:
-        known = ", ".join(_REPAIRS)
-        raise ConfigError(f"cluster.reseed_empty={reseed_empty!r} is unknown. There is: {known}.")
-    if initial_ids is not None and np.shape(initial_ids) != (k,):
-        raise ValueError(f"initial_ids has shape {np.shape(initial_ids)}, not ({k},)")
-    require_finite(rows)
-    if len(rows) < _POINTS_PER_CENTROID * k:
+    if size < _POINTS_PER_CENTROID * k:
         warn_once(
-            f"{len(rows)} rows for cluster.k={k} clusters: fewer than {_POINTS_PER_CENTROID} for "
+            f"{size} rows for cluster.k={k} clusters: fewer than {_POINTS_PER_CENTROID} for "
             "each, so the centroids are uncertain. Give more images or lower cluster.k."
         )
 
 
-def _descend(
-    search: Search, rows: np.ndarray, initial_ids: np.ndarray, iterations: int, reseed_empty: str
-) -> Clustering:
-    """One run from the rows `initial_ids`; stops early where nothing would change any more."""
+def _check(runs: int, init: str, reseed_empty: str) -> None:
+    if runs < 1:
+        raise ConfigError(f"cluster.runs={runs} must be at least 1.")
+    if init not in _INITS:
+        raise ConfigError(f"cluster.init={init!r} is unknown. There is: {', '.join(_INITS)}.")
+    if reseed_empty not in _REPAIRS:
+        raise ConfigError(f"cluster.reseed_empty={reseed_empty!r} is unknown. There is: {', '.join(_REPAIRS)}.")
+
+
+def _descend(engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations: int, reseed_empty: str) -> Clustering:
+    """One run from these centroids; stops early where nothing would change any more."""
     repair = _REPAIRS[reseed_empty]
-    centroids = rows[initial_ids]
     objective, splits = [], []
     for _ in range(iterations):
-        found = search(centroids)
-        objective.append(float(found.distances.sum(dtype=np.float64)))
-        counts = np.bincount(found.labels, minlength=len(centroids))
+        found = engine.search(centroids)
+        objective.append(found.objective)
+        counts = found.counts
         means = (found.sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         splits.append(int(np.count_nonzero(counts == 0)))
         if splits[-1]:
-            means, counts = repair(means, counts, rows, found.distances)
+            means, counts = repair(means, counts, engine, found)
         if np.array_equal(means, centroids):
             break
         centroids = means
-    labels, distances = _final(search, rows, centroids)
+    labels, distances = _final(engine, rows, centroids)
     objective.append(float(distances.sum(dtype=np.float64)))
     empty = int(np.count_nonzero(np.bincount(labels, minlength=len(centroids)) == 0))
     info = {"objective": objective, "splits": splits, "iterations": len(splits), "empty": empty}
     return Clustering(labels, distances, centroids, info)
 
 
-def _final(search: Search, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _final(engine: Engine, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels of a last search; the distances are those of the differences, free of cancellation."""
-    labels = search(centroids).labels.astype(np.int32)
-    return labels, own_distances(rows, labels, centroids)
+    labels = engine.search(centroids).own()[0].astype(np.int32)
+    return engine.whole(labels), engine.whole(own_distances(rows, labels, centroids))
 
 
-def split(
-    centroids: np.ndarray, counts: np.ndarray, rows: np.ndarray, distances: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def split(centroids: np.ndarray, counts: np.ndarray, engine: Engine, found: Found) -> tuple[np.ndarray, np.ndarray]:
     """Fills each empty cluster with half of a donor, as faiss does; returns centroids and counts.
 
     Walks the clusters cyclically from 0 and stops at donor j with probability (n_j - 1) / (N - k).
@@ -162,15 +184,15 @@ def split(
     return centroids, counts
 
 
-def farthest(
-    centroids: np.ndarray, counts: np.ndarray, rows: np.ndarray, distances: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def farthest(centroids: np.ndarray, counts: np.ndarray, engine: Engine, found: Found) -> tuple[np.ndarray, np.ndarray]:
     """Moves each empty cluster to a row of its own, those farthest from their centroids first."""
     centroids, counts = centroids.copy(), counts.copy()
     empty = np.flatnonzero(counts == 0)
-    centroids[empty] = rows[np.argsort(-distances, kind="stable")[: len(empty)]]
+    distances = engine.whole(found.own()[1])
+    centroids[empty] = engine.take(np.argsort(-distances, kind="stable")[: len(empty)])
     counts[empty] = 1
     return centroids, counts
 
 
+_INITS = {"rows": _distinct, "kmeans++": _spread}
 _REPAIRS = {"split": split, "farthest": farthest}

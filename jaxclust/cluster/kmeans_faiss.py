@@ -4,14 +4,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import sparse
 
-from jaxclust.cluster import Clusterer, Clustering, _faiss, _lloyd
+from jaxclust.cluster import Clusterer, Clustering, _faiss, _lloyd, _race, require_finite
+from jaxclust.cluster._on_first import on_first_host
 
 _CHUNK = 1 << 14  # members are summed in float32 by chunks, and the chunks in float64
 
 
-def make(settings: ConfigDict) -> Clusterer:
-    """`kmeans` as `config.cluster` describes it."""
-    return _lloyd.bind(kmeans, settings)
+def make(config: ConfigDict) -> Clusterer:
+    """`kmeans` as `config.cluster` describes it, by host 0 for all."""
+    return on_first_host(_lloyd.bind(kmeans, config.cluster), memory, "kmeans with cluster.backend=faiss", config)
+
+
+def memory(size: int, dim: int, settings: ConfigDict) -> int:
+    """Bytes that `kmeans` needs beside `size` rows of `dim` columns: labels, distances and some sets of centroids."""
+    return size * 32 + settings.k * dim * 64
 
 
 def kmeans(
@@ -21,17 +27,19 @@ def kmeans(
     *,
     iterations: int = 20,
     runs: int = 1,
+    init: str = "rows",
     initial_ids: np.ndarray | None = None,
     reseed_empty: str = "split",
 ) -> Clustering:
     """Exact k-means of rows float32 [N, d] into k clusters, on all rows, not spherical.
 
-    Each of `runs` starts from its own k distinct rows, drawn from (seed, run), or all from the rows
-    `initial_ids` int [k]; the lowest objective is kept. An empty cluster takes half of another
-    (`reseed_empty` "split") or the row farthest from its centroid ("farthest"). ConfigError for
-    k < 1 or N < k, DataError for rows that are not finite. Source: DeepCluster, Caron et al. 2018.
+    Each of `runs` starts from its own k rows, drawn from (seed, run), or all from the rows `initial_ids` int [k]; the
+    lowest objective is kept. `init` draws distinct "rows" or those of "kmeans++", each with a probability in
+    proportion to its squared distance to the nearest row drawn before (Arthur and Vassilvitskii 2007). An empty
+    cluster takes half of another (`reseed_empty` "split") or the row farthest from its centroid ("farthest").
+    ConfigError for k < 1 or N < k, DataError for rows that are not finite. Source: DeepCluster, Caron et al. 2018.
     """
-    return _lloyd.run(_engine, rows, k, seed, iterations, runs, initial_ids, reseed_empty)
+    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,13 +47,23 @@ def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndar
     return _lloyd.assign(_engine, rows, centroids)
 
 
-def _engine(rows: np.ndarray, k: int) -> _lloyd.Search:
-    def search(centroids: np.ndarray) -> _lloyd.Assigned:
-        distances, labels = _faiss.search(rows, centroids, 1)
-        labels = labels[:, 0]
-        return _lloyd.Assigned(labels, distances[:, 0], _sums(rows, labels, k))
+def _engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
+    require_finite(rows)
 
-    return search
+    def search(centroids: np.ndarray) -> _lloyd.Found:
+        nearest, ids = _faiss.search(rows, centroids, 1)
+        labels, distances = ids[:, 0], nearest[:, 0]
+        counts = np.bincount(labels, minlength=k)
+        objective = float(distances.sum(dtype=np.float64))
+        return _lloyd.Found(objective, counts, _sums(rows, labels, k), lambda: (labels, distances))
+
+    return _lloyd.Engine(
+        size=len(rows),
+        search=search,
+        take=lambda ids: rows[ids],
+        spread=lambda keys: _spread(rows, keys),
+        whole=lambda values: values,
+    )
 
 
 def _sums(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -56,3 +74,17 @@ def _sums(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         one_hot = (np.ones(len(part), np.float32), members, np.arange(len(part) + 1))
         sums += sparse.csr_array(one_hot, shape=(len(part), k)).T @ part
     return sums
+
+
+def _spread(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The rows that k-means++ draws with `keys` uint32 [k], [k, d]."""
+    ids = np.arange(len(rows), dtype=np.uint32)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    closest = np.full(len(rows), np.inf, np.float32)
+    chosen = []
+    for key in keys:
+        chosen.append(new := int(np.argmin(_race.arrivals(np, ids, key, closest))))
+        distances = np.maximum(squares - 2 * (rows @ rows[new]) + squares[new], 0)
+        closest = np.minimum(closest, distances)
+        closest[new] = -1
+    return rows[chosen]

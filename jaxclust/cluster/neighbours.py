@@ -34,6 +34,12 @@ class Distinct(NamedTuple):
     members: np.ndarray
 
 
+def memory(size: int, dim: int, num: int) -> int:
+    """Bytes that `neighbours` needs beside `size` rows of `dim` columns: copies to find equal rows by, what is held
+    at once, and the result."""
+    return size * (6 * dim * 4 + 12 * num + 64) + 16 * _NUMBERS
+
+
 def neighbours(rows: np.ndarray, num: int, backend: str, *, field: str = "config.cluster.pic.neighbours") -> Neighbours:
     """The `num` nearest other rows of each of rows float32 [N, d]; of equally near ones, the lowest ids.
 

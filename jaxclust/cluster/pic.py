@@ -13,20 +13,29 @@ from scipy.sparse import csgraph
 
 from jaxclust.cluster import Clusterer, Clustering, backend, own_distances
 from jaxclust.cluster import neighbours as knn
+from jaxclust.cluster._on_first import on_first_host
 
 
-def make(settings: ConfigDict) -> Clusterer:
-    """`pic` as `config.cluster` describes it."""
-    own = settings.pic
-    return partial(
+def make(config: ConfigDict) -> Clusterer:
+    """`pic` as `config.cluster` describes it, by host 0 for all."""
+    own = config.cluster.pic
+    cluster = partial(
         pic,
         neighbours=own.neighbours,
         sigma=own.sigma,
         alpha=own.alpha,
         iterations=own.iterations,
         merge_singletons=own.merge_singletons,
-        backend=backend(settings.backend),
+        backend=backend(config.cluster.backend),
     )
+    return on_first_host(cluster, memory, "pic", config)
+
+
+def memory(size: int, dim: int, settings: ConfigDict) -> int:
+    """Bytes that `pic` needs beside `size` rows of `dim` columns: those of the search, or the graph with the copies
+    that sorting it takes."""
+    edges = 2 * size * settings.pic.neighbours
+    return max(knn.memory(size, dim, settings.pic.neighbours), edges * 72 + size * 64)
 
 
 def pic(

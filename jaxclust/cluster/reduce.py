@@ -1,13 +1,13 @@
 """PCA-whitening of rows that need not fit in memory (DeepCluster, Caron et al. 2018, section 3)."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
 from scipy import linalg
 
-from jaxclust.cluster import require_finite, warn_once
+from jaxclust import hosts
+from jaxclust.cluster import Chunked, Points, finite_chunks, warn_once
 from jaxclust.errors import DataError
 from jaxclust.ops import distances
 
@@ -15,13 +15,25 @@ _FLOOR = 1e-7  # smallest eigenvalue that is divided by, relative to the largest
 _ZERO = 1e-24  # squared norm below which a row counts as zero
 
 
-class Chunked(Protocol):
-    """A matrix in pieces: every call of `chunks` yields float32 [n_i, D] in the order of ids."""
+class Fillable(Points, Protocol):
+    """Points that are still to come."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    def append(self, chunk: np.ndarray) -> None:
+        """Adds rows [n, d]."""
 
-    def chunks(self) -> Iterator[np.ndarray]: ...
+    def finish(self) -> Self:
+        """Declares them complete."""
+
+
+class Kept(Chunked, Protocol):
+    """Rows that know where as many others should be kept."""
+
+    def like(self, row_shape: tuple[int, ...], dtype: Any) -> Fillable:
+        """A matrix without rows, to be filled with as many."""
+
+
+class Matrix(Points, Kept, Protocol):
+    """All that `features.rows.Rows` offers to who reads it."""
 
 
 class Whitening(NamedTuple):
@@ -44,7 +56,7 @@ def fit(rows: Chunked, dim: int, *, power: float = 1.0) -> tuple[Whitening, dict
     `dim` 0 only subtracts the mean. The shapes depend on (N, D, dim) alone, never on the values.
     `info`: `variance` (share kept), `dim`, `floored` (components whose variance was too small to
     divide by). DataError for N < 2 and for rows that are not finite. Reads the rows once, in
-    float64, and holds min(N, D)^2 numbers besides.
+    float64, and holds min(N, D)^2 numbers besides. Every host must call it, and gets the same.
     """
     size, width = rows.shape
     if size < 2:
@@ -64,20 +76,23 @@ def fit(rows: Chunked, dim: int, *, power: float = 1.0) -> tuple[Whitening, dict
     vectors *= np.where(np.take_along_axis(vectors, _peaks(vectors), axis=0) < 0, -scale, scale)
     floored = int(np.count_nonzero(values < floor))
     share = float(values.sum() / total)
-    whitening = Whitening(mean.astype(np.float32), vectors.astype(np.float32))
+    whitening = Whitening(mean.astype(np.float32), _of_first(vectors.astype(np.float32)))
     return whitening, _info(share, kept, floored)
 
 
-def transform(rows: Chunked, whitening: Whitening, *, l2: bool) -> tuple[np.ndarray, int]:
-    """Whitens by chunks, with unit rows if `l2`; returns float32 [N, d] and how many rows are zero.
+def transform(rows: Kept, whitening: Whitening, *, l2: bool) -> tuple[Points, int]:
+    """Whitens this host's rows by chunks, with unit rows if `l2`; returns float32 [N, d] kept as `rows` are, and how
+    many rows of all hosts are zero.
 
     DataError for rows that are not finite.
     """
-    out = np.empty((rows.shape[0], whitening.projection.shape[1]), np.float32)
+    out, zeros = rows.like((whitening.projection.shape[1],), np.float32), 0
     mean, projection = jax.device_put(tuple(whitening))
-    for start, chunk in _finite_chunks(rows):
-        out[start : start + len(chunk)] = _whiten(chunk, mean, projection, l2)
-    return out, int(np.count_nonzero(np.einsum("nd,nd->n", out, out) < _ZERO))
+    for chunk in finite_chunks(rows):
+        points = np.asarray(_whiten(chunk, mean, projection, l2))
+        zeros += int(np.count_nonzero(np.einsum("nd,nd->n", points, points) < _ZERO))
+        out.append(points)
+    return out.finish(), int(hosts.total(np.asarray(zeros)))
 
 
 _whiten = jax.jit(distances.whiten, static_argnames="l2")
@@ -87,19 +102,11 @@ def _info(variance: float, dim: int, floored: int) -> dict[str, Any]:
     return {"variance": variance, "dim": dim, "floored": floored}
 
 
-def _finite_chunks(rows: Chunked) -> Iterator[tuple[int, np.ndarray]]:
-    start = 0
-    for chunk in rows.chunks():
-        require_finite(chunk, start)
-        yield start, chunk
-        start += len(chunk)
-
-
 def _moments(rows: Chunked, *, scatter: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and scatter [D, D] (0 unless asked for), merged over chunks (Chan et al. 1979)."""
-    width = rows.shape[1]
+    """Mean [D] and scatter [D, D] (0 unless asked for), merged over chunks and hosts (Chan et al. 1979)."""
+    size, width = rows.shape
     count, mean, total = 0, np.zeros(width), np.zeros((width, width) if scatter else ())
-    for _, chunk in _finite_chunks(rows):
+    for chunk in finite_chunks(rows):
         x = chunk.astype(np.float64)
         n, shift = len(x), x.mean(axis=0) - mean
         if scatter:
@@ -108,14 +115,20 @@ def _moments(rows: Chunked, *, scatter: bool) -> tuple[np.ndarray, np.ndarray]:
             total += np.outer(shift, shift * (count * n / (count + n)))
         count += n
         mean += shift * (n / count)
-    return mean, total
+    if hosts.count() == 1:
+        return mean, total
+    overall = hosts.total(mean * (count / size))
+    if scatter:
+        total += np.outer(mean - overall, (mean - overall) * count)
+    return overall, hosts.total(total)
 
 
 def _principal(rows: Chunked, kept: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Mean [D], largest variances [kept], their directions [D, kept], total variance."""
     size, width = rows.shape
     if size < width:  # the rows, in float64, are smaller than their D x D scatter
-        centred = np.concatenate([chunk for _, chunk in _finite_chunks(rows)]).astype(np.float64)
+        own = np.concatenate([np.empty((0, width)), *finite_chunks(rows)])
+        centred = hosts.whole(own, size)
         mean = centred.mean(axis=0)
         centred -= mean
         square = centred @ centred.T / size
@@ -139,3 +152,8 @@ def _principal(rows: Chunked, kept: int) -> tuple[np.ndarray, np.ndarray, np.nda
 def _peaks(vectors: np.ndarray) -> np.ndarray:
     """Row of each column's largest absolute entry, [1, d]: made positive, it fixes the sign."""
     return np.argmax(np.abs(vectors), axis=0)[None]
+
+
+def _of_first(array: np.ndarray) -> np.ndarray:
+    """The array of host 0 on every host: another processor may round differently, and turn equal variances."""
+    return hosts.total(array if hosts.is_first() else np.zeros_like(array))

@@ -3,8 +3,8 @@
 A row of uniforms has a fixed column for every parameter (`COLUMNS`), so turning one augmentation on
 leaves the others as they were. An augmentation of strength 0 is not in the graph. In order:
 
-    crop (crop_area, crop_aspect), flip, one affine map (rotate, scale, shear, translate; bilinear,
-    the nearest edge fills), brightness, contrast, saturation, hue, grey, blur, erase.
+    crop (crop_area, crop_aspect, crop_shift), flip, one affine map (rotate, scale, shear, translate;
+    bilinear, the nearest edge fills), brightness, contrast, saturation, hue, grey, blur, erase.
 
 brightness, contrast and saturation f draw a factor from U(1-f, 1+f) and blend with black, the mean
 luminance and the luminance (as torchvision's ColorJitter, in this fixed order); hue draws a turn
@@ -51,7 +51,8 @@ def crop(images: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tenso
     A random crop keeps a share of U(crop_area, 1) of the area with a log-uniform aspect between
     crop_aspect and its inverse, at most the image's sides (Szegedy et al. 2015 without retries).
     Without `crop_area` it is the evaluation crop: an image of the wanted size stays, any other has
-    its short side brought to R = 8/7 size and the centre cut out.
+    its short side brought to R = 8/7 size and the centre cut out, or with `crop_shift` 1 any part of
+    the central R x R pixels, with less one that is so much nearer to the centre.
     """
     tf = tensorflow()
     size = shape[0]
@@ -60,8 +61,15 @@ def crop(images: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tenso
         return images
     height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
     top, left, box_h, box_w = _random_box(u, view, height, width) if random else _centre_box(height, width, size)
-    step_y, step_x = box_h / size, box_w / size
-    zero = tf.zeros_like(u[:, 0])
+    if view.crop_shift and not random:
+        slack = view.crop_shift * (tf.minimum(height, width) - box_h) / 2
+        top, left = top + _column(u, "top", -1, 1) * slack, left + _column(u, "left", -1, 1) * slack
+    return _cut(images, top, left, box_h / size, box_w / size, size, zero=tf.zeros_like(u[:, 0]))
+
+
+def _cut(images: Tensor, top: Tensor, left: Tensor, step_y: Tensor, step_x: Tensor, size: int, zero: Tensor) -> Tensor:
+    """uint8 [B, size, size, C] from boxes of `size` steps, whose places are scalars or [B] like `zero`."""
+    tf = tensorflow()
     # Pixel centres lie at halves: output i comes from top + (i + 1/2) step - 1/2.
     matrix = [step_x, 0.0, left + step_x / 2 - 0.5, 0.0, step_y, top + step_y / 2 - 0.5]
     return _to_uint8(_project(tf.cast(images, tf.float32), [zero + m for m in matrix], size))
@@ -84,6 +92,20 @@ def _centre_box(height: Tensor, width: Tensor, size: int) -> tuple[Tensor, ...]:
     top, left = (height - side) / 2, (width - side) / 2
     whole = side == size  # then whole pixels need no interpolation
     return tf.where(whole, tf.floor(top), top), tf.where(whole, tf.floor(left), left), side, side
+
+
+def border_crop(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The central square of images uint8 [B, h, w, C], brought to uint8 [B, *shape]."""
+    tf = tensorflow()
+    size = shape[0]
+    if images.shape[1] == images.shape[2] == size:
+        return images
+    height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+    side = tf.minimum(height, width)
+    top, left = (height - side) / 2, (width - side) / 2
+    whole = side == size  # as in the evaluation crop
+    top, left = tf.where(whole, tf.floor(top), top), tf.where(whole, tf.floor(left), left)
+    return _cut(images, top, left, side / size, side / size, size, zero=tf.zeros([tf.shape(images)[0]]))
 
 
 def evaluation_crop(images: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ class View(NamedTuple):
 
     crop_area: float = 0.0
     crop_aspect: float = 0.75
+    crop_shift: float = 0.0
     flip: float = 0.0
     rotate: float = 0.0
     scale: float = 0.0

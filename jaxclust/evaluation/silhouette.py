@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import silhouette_score
 
-from jaxclust.cluster import reduce
-from jaxclust.cluster.reduce import Chunked
+from jaxclust import hosts
+from jaxclust.cluster import Chunked, reduce
 from jaxclust.errors import DataError
 from jaxclust.ops.distances import whiten
 
@@ -59,10 +59,15 @@ def sample(clusters: NDArray[Any], size: int) -> NDArray[np.int64]:
 
 
 def take(rows: Chunked, ids: NDArray[np.int64]) -> NDArray[Any]:
-    """The rows of rising `ids`, [len(ids), D]."""
-    taken, start = [], 0
+    """The rows of rising `ids`, [len(ids), D], on every host."""
+    places = np.flatnonzero(ids % hosts.count() == hosts.index())
+    mine = np.searchsorted(hosts.own_ids(rows.shape[0]), ids[places])  # which of this host's rows
+    taken, start = [np.zeros((0, *rows.shape[1:]), np.float32)], 0
     for chunk in rows.chunks():
-        first, last = np.searchsorted(ids, (start, start + len(chunk)))
-        taken.append(chunk[ids[first:last] - start])
+        first, last = np.searchsorted(mine, (start, start + len(chunk)))
+        taken.append(chunk[mine[first:last] - start])
         start += len(chunk)
-    return np.concatenate(taken)
+    found = np.concatenate(taken)
+    everywhere = np.zeros((len(ids), *rows.shape[1:]), found.dtype)
+    everywhere[places] = found
+    return hosts.total(everywhere)

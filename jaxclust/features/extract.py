@@ -1,4 +1,4 @@
-"""Runs a function of images over a whole split: every id exactly once, in order."""
+"""Runs a function of images over a whole split: every id exactly once, in order, on the host that it belongs to."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxclust import runtime
+from jaxclust import hosts, runtime
 from jaxclust.data.pipeline import exact_batches
 from jaxclust.data.source import Split
 from jaxclust.features.rows import Rows
@@ -33,7 +33,8 @@ def extract(
 ) -> dict[str, Rows]:
     """What `program` gives for every image of `split`: {name: Rows [N, ...]}.
 
-    An array result is named "features". Rows too large for `config.features.memory_bytes` lie under `folder`.
+    An array result is named "features". Rows too large for `config.features.memory_bytes` lie under `folder`. On
+    several hosts each gets those of its own ids.
     """
     rows: dict[str, Rows] = {}
     for mask, outputs in _outputs(program, params, extra, split, config, mesh, title):
@@ -50,12 +51,12 @@ def _outputs(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(mask, outputs) of each batch; the device works on one batch while the host stores the one before."""
     size = config.eval_batch_size
-    batches = exact_batches(split, size, host=runtime.host(), hosts=runtime.hosts())
+    batches = exact_batches(split, size, host=hosts.index(), hosts=hosts.count())
     waiting = None
     for batch in progress(batches, -(-split.size // size), title, "batches"):
         result = program(params, extra, runtime.put_batch(batch["image"], mesh))
         if waiting is not None:
-            yield waiting[0], jax.device_get(waiting[1])
+            yield waiting[0], runtime.local_rows(waiting[1])
         waiting = batch["mask"], result if isinstance(result, dict) else {"features": result}
     if waiting is not None:
-        yield waiting[0], jax.device_get(waiting[1])
+        yield waiting[0], runtime.local_rows(waiting[1])

@@ -1,7 +1,11 @@
-"""--job=evaluate: what a finished training says of every split, against the labels where there are any."""
+"""--job=evaluate: what a finished training says of every split, against the labels where there are any.
+
+A file of features needs no training: its vectors are clustered as they are, and judged.
+"""
 
 import csv
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxclust import hosts
 from jaxclust.config import stage_names
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split, open_source
@@ -19,8 +24,9 @@ from jaxclust.features.extract import extract
 from jaxclust.features.rows import Rows
 from jaxclust.files import replacing
 from jaxclust.jobs.options import Options
-from jaxclust.methods.base import TrainState
-from jaxclust.train import devices
+from jaxclust.methods.base import DataInfo, TrainState
+from jaxclust.runtime import stop_signal
+from jaxclust.train import devices, loop, probes
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
@@ -28,17 +34,63 @@ from jaxclust.train.stage import Stage, prepare
 SAMPLES_PER_CLUSTER = 24
 SAMPLED_CLUSTERS = 100
 
+HEADLINES = ("/top1", "/r@1", "/map@r", "kmeans/acc")  # what `summary` says of comparisons
+
 Predictions = dict[str, np.ndarray]
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Evaluates the newest checkpoint of the last stage and rewrites results.json."""
-    config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
-    source = open_source(config)
-    workdir_lib.check(config, workdir, source)
-    stage, state = restore(config, workdir, source.splits["train"])
+    """Evaluates the newest checkpoint of the last stage, or a file of features, and rewrites results.json."""
+    if is_bare(config):
+        stage, state, source = cluster_vectors(config, workdir)
+    else:
+        config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
+        source = open_source(config)
+        workdir_lib.check(config, workdir, source)
+        check_suite(config, source)
+        stage, state = restore(config, workdir, source.splits["train"])
+        check_probes(stage)
     results = write_results(stage, state, source, None)
     print(f"{summary(results)}\nresults: {workdir / 'results.json'}", flush=True)
+
+
+def is_bare(config: ConfigDict) -> bool:
+    """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body and steps."""
+    trains = config.freeze_body and (config.rounds or config.steps)
+    return config.data.source.partition(":")[0] == "features" and not trains
+
+
+def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainState, Source]:
+    """The vectors of `config.data.source` as the features of a run without steps, which only clusters them."""
+    config = ConfigDict(config.to_dict())
+    config.method = config.stages = "deepcluster"
+    config.freeze_body, config.rounds, config.steps, config.init_from = True, 0, 0, ""
+    source = open_source(config)
+    workdir_lib.check(config, workdir, source)
+    check_suite(config, source)
+    split = source.splits["train"]
+    info = DataInfo(split.size, split.image_shape, source.num_classes)
+    stage = prepare(config, config.stages, split, info, workdir)
+    check_probes(stage)
+    workdir_lib.write(config, workdir, source, stage.mesh.size)
+    folder = workdir / "checkpoints" / stage.name
+    if Checkpoints.exist(folder) and Checkpoints(folder).latest() == 0:  # the file may have other vectors by now
+        if hosts.is_first():
+            shutil.rmtree(folder)
+        hosts.wait("the old clustering")
+    with stop_signal() as stop:
+        return stage, loop.run_stage(stage, stop).state, source
+
+
+def check_suite(config: ConfigDict, source: Source) -> None:
+    """ConfigError if an evaluation of `config.evaluate.suite` needs labels that `source` does not have."""
+    suite.check(config, {name: split.labels for name, split in source.splits.items()})
+
+
+def check_probes(stage: Stage) -> None:
+    """ConfigError if linear probes are asked for and cannot be trained on the network of `stage`."""
+    if "linear" in suite.load(stage.config):
+        probes.check(stage)
 
 
 def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, TrainState]:
@@ -48,7 +100,7 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
     if not Checkpoints.exist(folder):
         raise ConfigError(f"--workdir={workdir} has no checkpoint of stage {name!r}; train it first (--job=train)")
     used = workdir_lib.devices_used(workdir)
-    if used is not None and not config.runtime.devices and used <= len(jax.devices()):
+    if used is not None and not config.runtime.devices and hosts.count() == 1 and used <= len(jax.devices()):
         config = devices.with_devices(config, used)  # another number would change last bits
     stage = prepare(config, name, split, workdir_lib.data_info(workdir), workdir)
     return stage, Checkpoints(folder).restore(stage.first(), stage.method.fresh).state
@@ -57,7 +109,8 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
 def write_results(stage: Stage, state: TrainState, source: Source, seconds: float | None) -> dict[str, Any]:
     """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results.
 
-    `seconds` is how long the training took; None: nothing was trained, what results.json says stays.
+    Every host works, host 0 writes. `seconds` is how long the training took; None: nothing was trained, what
+    results.json says stays.
     """
     path = stage.workdir / "results.json"
     if seconds is None:
@@ -69,40 +122,63 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
         results |= {f"{name}/{key}": value for key, value in scores.items() if "/" not in key}
         sizes = clustering.sizes(predictions["cluster"], stage.method.num_clusters)
         results |= {f"{name}/{key}": sizes[f"clusters/{key}"] for key in ("entropy", "largest_share")}
-        if split.labels is not None:
-            asked = stage.method.num_clusters or int(predictions["cluster"].max()) + 1
-            table = clustering.confusion(predictions["cluster"], split.labels, asked, source.num_classes or 0)
-            write_confusion(stage.workdir / f"confusion-{name}.csv", table, source.class_names or ())
+        if hosts.is_first():
+            write_tables(stage, source, name, predictions)
+        hosts.wait(f"the tables of {name}")
         if name == "train":
             results["clusters"] = len(np.unique(predictions["cluster"]))
-            write_assignments(stage.workdir / "assignments.csv", predictions, split)
-            if len(split.image_shape) == 3:
-                write_samples(stage.workdir / "samples.npz", predictions, split)
             if "head" in predictions:
                 agreement = 1 - clustering.changed(predictions["cluster"], predictions["head"])
                 results["train/head_agreement"] = float(agreement)
+    if suite.compares(stage.config):
+        results |= suite.run_comparisons(compared(stage, state, source), stage.config)
     results |= {
         "images": sum(split.size for split in source.splits.values()),
         "skipped": len(source.skipped),
         "seconds": round(seconds, 1),
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    if hosts.is_first():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 
+def compared(stage: Stage, state: TrainState, source: Source) -> suite.Images:
+    """What comparisons see: the features of the splits that have labels, and probes of the network."""
+    splits = {name: split for name, split in source.splits.items() if suite.has_labels(split.labels)}
+    seen = {
+        name: suite.Seen(partial(features, stage, state, split, name), np.asarray(split.labels))
+        for name, split in splits.items()
+    }
+    train, test, classes = splits["train"], splits.get("test"), source.num_classes or 0
+    return suite.Images(seen["train"], seen.get("test"), lambda: probes.train(stage, state, train, test, classes))
+
+
+def write_tables(stage: Stage, source: Source, name: str, predictions: Predictions) -> None:
+    """The files of one split: the confusion table, and of the training images assignments.csv and samples.npz."""
+    split = source.splits[name]
+    if split.labels is not None:
+        asked = stage.method.num_clusters or int(predictions["cluster"].max()) + 1
+        table = clustering.confusion(predictions["cluster"], split.labels, asked, source.num_classes or 0)
+        write_confusion(stage.workdir / f"confusion-{name}.csv", table, source.class_names or ())
+    if name == "train":
+        write_assignments(stage.workdir / "assignments.csv", predictions, split)
+        if len(split.image_shape) == 3:
+            write_samples(stage.workdir / "samples.npz", predictions, split)
+
+
 def predict(stage: Stage, state: TrainState, split: Split, title: str) -> Predictions:
-    """What the method predicts for every image of a split, by id."""
+    """What the method predicts for every image of a split, by id, on every host."""
     if stage.predict is None:
         raise ConfigError(f"method {stage.config.method!r} predicts no clusters")
     rows = extract(
         stage.predict, state.params, state.extra, split, stage.config, stage.mesh, stage.workdir / "tmp", title
     )
-    return {name: matrix.array() for name, matrix in rows.items()}
+    return {name: matrix.whole() for name, matrix in rows.items()}
 
 
 def features(stage: Stage, state: TrainState, split: Split, title: str) -> Rows:
-    """The method's features of every image of a split, by id."""
+    """The method's features of every image of a split, by id, each host's own."""
     folder = stage.workdir / "tmp"
     return extract(stage.embed, state.params, state.extra, split, stage.config, stage.mesh, folder, title)["features"]
 
@@ -157,4 +233,5 @@ def summary(results: dict[str, Any]) -> str:
         words = [f"{key.upper()} {score:.3f}" for key, score in scores.items() if score is not None]
         if words:
             parts.append(f"{name} " + ", ".join(words))
+    parts += [f"{key} {value:.3f}" for key, value in results.items() if key.endswith(HEADLINES)]
     return f"{'; '.join(parts)}; {results['seconds']:,.0f} s"

@@ -11,3 +11,4 @@ class Options(NamedTuple):
     by_cluster: str = ""  # export: "link" or "copy"
     over: tuple[str, ...] = ()  # sweep: "NAME=VALUE,VALUE,…" for each field
     overwrite: bool = False  # export: replace what is there
+    topology: str = ""  # plan: devices to compile for

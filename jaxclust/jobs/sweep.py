@@ -20,9 +20,9 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclust import config as config_lib
-from jaxclust.config import Field
 from jaxclust.data.source import Source, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
+from jaxclust.fields import Field
 from jaxclust.files import replacing
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options

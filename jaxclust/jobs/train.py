@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxclust import hosts
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, open_source
 from jaxclust.jobs import evaluate, report
@@ -29,20 +30,27 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     info = DataInfo(split.size, split.image_shape, source.num_classes)
     names = stage_names(config)
     workdir_lib.check(config, workdir, source)
+    evaluate.check_suite(config, source)
     on = devices.choose(config, workdir, lambda config: prepare(config, names[0], split, info, workdir))
     stages = [prepare(on, name, split, info, workdir) for name in names]
+    evaluate.check_probes(stages[-1])
     learnt = any(stage.method.labels for stage in stages)
     print(describe(source, "to learn from" if learnt else "for evaluation only"), flush=True)
-    workdir_lib.write(config, workdir, source, stages[0].mesh.size)
+    used = stages[0].mesh.size
+    if (before := workdir_lib.devices_used(workdir)) not in (None, used):
+        print(f"begun on {before} devices, now on {used}: the same images in the same order, rounded otherwise")
+    workdir_lib.write(config, workdir, source, used)
     with stop_signal() as stop:
         finished = all(is_finished(stage) for stage in stages)
         for stage in stages:
             snapshot = run_stage(stage, stop)
-        if stop.received:
+        if stop.asked():
             raise stop.error()
         seconds = None if finished else time.monotonic() - started
         results = evaluate.write_results(stages[-1], snapshot.state, source, seconds)
-    report.run(config, workdir, options)
+    if hosts.is_first():
+        report.run(config, workdir, options)
+    hosts.wait("the report")
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
 
 

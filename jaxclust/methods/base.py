@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxclust.cluster.reduce import Chunked
+from jaxclust.cluster.reduce import Matrix
 
 Tree = Any  # a pytree of arrays
 Batch = dict[str, Any]
@@ -79,10 +79,12 @@ class Method(NamedTuple):
     loss: Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, Aux]]
     """(params, extra, batch, rng) -> mean over the device's rows, Aux."""
     embed: Callable[..., Any]
-    """(params, extra, images, layers=()) -> features [B, D], or {layer: map}; evaluation mode."""
+    """(params, extra, images, layers=()) -> features [B, D], or {layer: map [B, H, W, C]}; evaluation mode.
+
+    The layer "feature" is the feature [B, D]. ConfigError on a layer that does not exist."""
     predict: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
     """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode."""
-    refresh: Callable[[TrainState, Targets, Chunked, jax.Array], Refreshed] | None = None
+    refresh: Callable[[TrainState, Targets, Matrix, jax.Array], Refreshed] | None = None
     """(state, targets, rows, rng) -> Refreshed; on the host, between rounds."""
     update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Aux]] | None = None
     """(state, batch, rng) -> state, Aux; replaces the gradient step. `aux.extra` is not used."""

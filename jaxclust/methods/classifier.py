@@ -2,6 +2,9 @@
 
 The feature is what f gives before its last ReLU; g sees it after. A frozen f runs in evaluation mode without a
 gradient, and rows [B, D] of features that it made before pass through it as they are.
+
+In bfloat16 only the layers of f compute. What they are given (the Sobel gradient is a difference of near values), the
+feature, g and the loss are float32.
 """
 
 from typing import Any, NamedTuple
@@ -12,25 +15,26 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import models, runtime
+from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Aux, Batch, DataInfo, merge
 from jaxclust.models.layers import dense_init
 from jaxclust.ops.images import standardize
 from jaxclust.ops.losses import accuracy, weighted_cross_entropy
+from jaxclust.runtime import AXIS
 
 Params = dict[str, Any]
 Extra = dict[str, Any]
 
 
 class Classifier(NamedTuple):
-    """f, whether it is frozen, what it expects of pixels, and the dtypes of work and of parameters."""
+    """f, whether it is frozen, what it expects of pixels, and the dtype of parameters and of all outside of f."""
 
     body: nn.Module
     frozen: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: Any
-    param_dtype: Any
 
 
 def classifier(config: ConfigDict, info: DataInfo) -> Classifier:
@@ -40,8 +44,8 @@ def classifier(config: ConfigDict, info: DataInfo) -> Classifier:
             f"config.data.source={config.data.source!r} holds vectors, which no network of config.model.name takes; "
             "with config.freeze_body=True they are taken as the features of a trained one"
         )
-    dtype, param_dtype = runtime.compute_dtype(config), runtime.param_dtype(config)
-    return Classifier(models.get(config), config.freeze_body, config.data.mean, config.data.std, dtype, param_dtype)
+    dtype = runtime.param_dtype(config)
+    return Classifier(models.get(config), config.freeze_body, config.data.mean, config.data.std, dtype)
 
 
 def init(c: Classifier, rng: jax.Array, batch: Batch, outputs: int) -> tuple[Params, Extra, int]:
@@ -58,12 +62,12 @@ def init(c: Classifier, rng: jax.Array, batch: Batch, outputs: int) -> tuple[Par
 
 def new_top(c: Classifier, rng: jax.Array, width: int, outputs: int) -> Params:
     """A new g: N(0, 0.01^2) and bias 0."""
-    top: Params = _top(c, outputs).init(rng, jnp.zeros((1, width), c.param_dtype))["params"]
+    top: Params = _top(c, outputs).init(rng, jnp.zeros((1, width), c.dtype))["params"]
     return top
 
 
 def _top(c: Classifier, outputs: int) -> nn.Dense:
-    return nn.Dense(outputs, kernel_init=dense_init, dtype=c.dtype, param_dtype=c.param_dtype)
+    return nn.Dense(outputs, kernel_init=dense_init, dtype=c.dtype, param_dtype=c.dtype)
 
 
 def standardized(c: Classifier, images: jax.Array) -> jax.Array:
@@ -72,31 +76,44 @@ def standardized(c: Classifier, images: jax.Array) -> jax.Array:
 
 
 def embed(c: Classifier, params: Params, extra: Extra, images: jax.Array, layers: tuple[str, ...] = ()) -> Any:
-    """The feature before its last ReLU, or the maps of `layers`; evaluation mode."""
+    """The feature before its last ReLU, or the maps of `layers`, "feature" among them; evaluation mode.
+
+    ConfigError, which lists what there is, if a layer does not exist.
+    """
     if images.ndim == 2:
-        return jnp.asarray(images, c.param_dtype)
-    variables = {"params": params["body"], "batch_stats": extra["batch_stats"]}
-    feature, captured = c.body.apply(variables, standardized(c, images), mutable=["maps"])
-    if layers:
-        return {name: captured["maps"][name][0] for name in layers}
-    return jnp.asarray(feature, c.param_dtype)
+        found = {"feature": images}
+    else:
+        variables = {"params": params["body"], "batch_stats": extra["batch_stats"]}
+        feature, captured = c.body.apply(variables, standardized(c, images), mutable=["maps"])
+        found = {name: maps[0] for name, maps in captured["maps"].items()} | {"feature": feature}
+    missing = [name for name in layers if name not in found]
+    if missing:
+        raise ConfigError(
+            f"there is no layer {missing[0]!r}{did_you_mean(missing[0], found)} There is: {', '.join(found)}"
+        )
+    chosen = {name: jnp.asarray(found[name], c.dtype) for name in layers or ("feature",)}
+    return chosen if layers else chosen["feature"]
 
 
 def logits(c: Classifier, params: Params, feature: jax.Array) -> jax.Array:
     """g of the feature after its ReLU."""
     outputs = params["top"]["kernel"].shape[1]
-    return jnp.asarray(_top(c, outputs).apply({"params": params["top"]}, nn.relu(feature)), c.param_dtype)
+    scores: Any = _top(c, outputs).apply({"params": params["top"]}, nn.relu(feature))
+    return jnp.asarray(scores)
 
 
 def loss(c: Classifier, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Aux]:
     """Weighted cross-entropy of the targets, over the first `extra["num_outputs"]` outputs of g."""
     images = batch["views"]["train"]
+    feature: Any
     updated: Any = {}
     if c.frozen:
         feature = jax.lax.stop_gradient(embed(c, params, extra, images))
     else:
+        # Of each device from here on, so that gradients are summed in this dtype, whatever a layer computes in.
+        body = jax.lax.pcast(params["body"], AXIS, to="varying")
         feature, updated = c.body.apply(
-            {"params": params["body"], "batch_stats": extra["batch_stats"]},
+            {"params": body, "batch_stats": extra["batch_stats"]},
             standardized(c, images),
             train=True,
             mutable=["batch_stats"],

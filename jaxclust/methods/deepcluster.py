@@ -15,8 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import cluster
-from jaxclust.cluster import reduce
-from jaxclust.cluster.reduce import Chunked, Whitening
+from jaxclust.cluster import Points, reduce
+from jaxclust.cluster.reduce import Matrix, Whitening
 from jaxclust.errors import CollapseError, ConfigError
 from jaxclust.methods import classifier
 from jaxclust.methods.base import Batch, DataInfo, Method, Refreshed, Targets, TrainState, contiguous, merge
@@ -35,7 +35,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         raise ConfigError(
             f"config.cluster.pic.neighbours={neighbours} must be less than the number of images, which is {info.size}"
         )
-    cluster.get(config.cluster)  # a missing or doubled wheel is found before any work
+    cluster.get(config)  # a missing or doubled wheel is found before any work
     c = classifier.classifier(config, info)
     return Method(
         init=partial(init, config, info, c),
@@ -84,7 +84,7 @@ def predict(config: ConfigDict, c: Classifier, params: Params, extra: Extra, ima
 
 
 def refresh(
-    config: ConfigDict, c: Classifier, state: TrainState, targets: Targets, rows: Chunked, rng: jax.Array
+    config: ConfigDict, c: Classifier, state: TrainState, targets: Targets, rows: Matrix, rng: jax.Array
 ) -> Refreshed:
     """Clusters the features and makes each image's cluster its pseudo-label."""
     cluster_rng, top_rng = jax.random.split(rng)
@@ -107,7 +107,7 @@ def refresh(
     )
 
 
-def reduced(config: ConfigDict, rows: Chunked) -> tuple[Whitening, np.ndarray, dict[str, float]]:
+def reduced(config: ConfigDict, rows: Matrix) -> tuple[Whitening, Points, dict[str, float]]:
     """PCA-whitening of the features, fitted anew, and the points it gives (the paper's implementation details)."""
     c = config.cluster
     whitening, info = reduce.fit(rows, c.pca_dim, power=c.whiten_power if c.whiten else 0.0)
@@ -115,13 +115,13 @@ def reduced(config: ConfigDict, rows: Chunked) -> tuple[Whitening, np.ndarray, d
     return whitening, points, {"features/kept_variance": info["variance"], "features/zero_rows": float(zero_rows)}
 
 
-def clustered(config: ConfigDict, points: np.ndarray, rng: jax.Array) -> cluster.Clustering:
-    """The clustering of the points, k-means (Eq. 2) or PIC; CollapseError if fewer than two clusters hold images."""
+def clustered(config: ConfigDict, points: Points, rng: jax.Array) -> cluster.Clustering:
+    """The clustering of all points, k-means (Eq. 2) or PIC; CollapseError if fewer than two clusters hold images."""
     seed = config.cluster.seed if config.cluster.seed >= 0 else int(jax.random.randint(rng, (), 0, 2**31 - 1))
-    found = cluster.get(config.cluster)(points, seed)
+    found = cluster.get(config)(points, seed)
     if len(np.unique(found.labels)) < 2:
         raise CollapseError(
-            f"all {len(points):,} images fell into one cluster: the features are constant. Likely causes: identical "
-            "images, a learning rate that is too high (config.optimizer.body.lr), too strong augmentation"
+            f"all {points.shape[0]:,} images fell into one cluster: the features are constant. Likely causes: "
+            "identical images, a learning rate that is too high (config.optimizer.body.lr), too strong augmentation"
         )
     return found

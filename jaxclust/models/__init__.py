@@ -6,8 +6,10 @@ map of each convolution or stage (after ReLU, before pooling) under its name, `c
 """
 
 import importlib
+import re
 from types import ModuleType
 
+import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -31,3 +33,12 @@ def get(config: ConfigDict) -> nn.Module:
         raise ConfigError(f"config.model.name={name!r} is unknown{did_you_mean(name, known)} {there_is}")
     network: nn.Module = known[name].make(config)
     return network
+
+
+def map_names(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the maps that a network records of images of `image_shape` [H, W, C], conv2 before conv10."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    maps = jax.eval_shape(network.init, jax.random.key(0), images)["maps"]
+    return tuple(
+        sorted(maps, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    )

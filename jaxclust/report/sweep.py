@@ -142,7 +142,7 @@ def _row(workdir: Path, run: str, values: Values) -> Row:
     results = json.loads((workdir / run / "results.json").read_text(encoding="utf-8"))
     config = settings.load(workdir / run / "config.json")
     config = settings.for_stage(config, settings.stage_names(config)[-1])
-    asked = config.cluster.k if config.cluster.method == "kmeans" else 0
+    asked = config.cluster.k if config.cluster.method != "pic" else 0
     most = math.log(max(asked, results["clusters"], 1))
     named = {name: results[key] for name in MEASURES for key in (name, f"train/{name}") if key in results}
     named["normalised_entropy"] = results["train/entropy"] / most if most else 0.0

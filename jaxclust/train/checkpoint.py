@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxclust import hosts
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Targets, TrainState
 
@@ -19,7 +20,10 @@ class Snapshot(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one stage, `folder`/<step>/, each a flat dict of named arrays."""
+    """The checkpoints of one stage, `folder`/<step>/, each a flat dict of named arrays.
+
+    All hosts write them together; they can be restored onto any number of devices and hosts.
+    """
 
     def __init__(self, folder: Path, keep: int | None = None):
         self._folder = folder
@@ -34,16 +38,18 @@ class Checkpoints:
     @staticmethod
     def exist(folder: Path) -> bool:
         """Whether there is a checkpoint in `folder`."""
-        return folder.exists() and Checkpoints(folder).latest() is not None
+        return bool(hosts.agreed(folder.exists())) and Checkpoints(folder).latest() is not None
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Saves what is reached after `step` updates; a step that is there already would only be the same."""
-        if step not in self._manager.all_steps():
+        if not hosts.agreed(step in self._manager.all_steps()):
             self._manager.save(step, args=ocp.args.StandardSave(_arrays(snapshot)), force=True)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint, None without one."""
-        return self._manager.latest_step()
+        step = self._manager.latest_step()
+        agreed = hosts.agreed(-1 if step is None else step)
+        return agreed if agreed >= 0 else None
 
     def restore(self, like: Snapshot, fresh: tuple[str, ...] = ()) -> Snapshot:
         """The newest snapshot, in the structure and on the devices of `like`.
@@ -51,7 +57,7 @@ class Checkpoints:
         Arrays under a name in `fresh` and the targets take their saved shape, since a head and a list of ids may
         have changed their length. ConfigError names the first array that differs otherwise.
         """
-        step = self._manager.latest_step()
+        step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {}
         for name, leaf in _arrays(like).items():
@@ -71,7 +77,7 @@ class Checkpoints:
 
     def check_body(self, like: Snapshot, fresh: tuple[str, ...]) -> None:
         """ConfigError unless the newest snapshot has the parameters of `like`, but for those under `fresh`."""
-        step = self._manager.latest_step()
+        step = self.latest()
         saved = self._manager.item_metadata(step).tree
         for name, leaf in _named(like).items():
             if not name.startswith("state.params.") or _under(name, fresh):
@@ -89,7 +95,7 @@ class Checkpoints:
         Arrays of `extra`, such as batch statistics, come along where name and shape agree.
         """
         self.check_body(like, fresh)
-        step = self._manager.latest_step()
+        step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
         for name, leaf in _arrays(like).items():

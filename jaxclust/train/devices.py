@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jaxclust import runtime
+from jaxclust import hosts, runtime
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.stage import Stage, example_batch
 
@@ -24,9 +24,9 @@ def choose(config: ConfigDict, workdir: Path, prepare: Callable[[ConfigDict], St
     """`config` with `runtime.devices` for a CPU that nobody said how to use.
 
     `prepare` makes the stage whose train step is timed. A run that was begun goes on with its number, since another
-    would change its last bits.
+    would change its last bits. Several hosts use all their devices.
     """
-    if config.runtime.devices or config.runtime.cpu_devices or jax.default_backend() != "cpu":
+    if hosts.count() > 1 or config.runtime.devices or config.runtime.cpu_devices or jax.default_backend() != "cpu":
         return config
     used = workdir_lib.devices_used(workdir)
     if used is not None and used <= len(jax.devices()):

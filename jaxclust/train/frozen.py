@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from jaxclust import hosts
 from jaxclust.data.feature_file import open_npy
 from jaxclust.features.store import write_npy
 from jaxclust.files import replacing
@@ -16,9 +17,14 @@ def with_features(stage: Stage, state: TrainState, restored: bool) -> Stage:
     if len(split.image_shape) == 1:
         return stage
     path = stage.workdir / "features" / f"{stage.name}.npy"
-    if not (restored and path.exists()):  # a file from before the first checkpoint may be of another body
+    if not (restored and hosts.agreed(path.exists())):  # from before the first checkpoint it may be of another body
         rows = run(stage, state, stage.embed, "features of the frozen body")["features"]
-        with replacing(path) as temporary:
-            write_npy(temporary, rows)
+        if hosts.is_first():
+            with replacing(path) as temporary:
+                write_npy(temporary, rows)
+        else:
+            for _ in rows.in_order():
+                pass
+        hosts.wait("the file of features")
     features = open_npy(path, split.name_of, stage.config.data.cache_bytes)
     return stage._replace(split=replace(features, paths=split.paths, labels=split.labels))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxclust.config import parse_duration
 from jaxclust.errors import ConfigError
+from jaxclust.fields import parse_duration
 
 
 class Lengths(NamedTuple):

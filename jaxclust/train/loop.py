@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclust import runtime
+from jaxclust import hosts, runtime
 from jaxclust.data import sampler
 from jaxclust.data.pipeline import train_batches
 from jaxclust.errors import NonFiniteError
@@ -85,7 +85,7 @@ def _loop(
         if values:
             writer.write(step, step // lengths.round, values)
             print_round(stage, step, values)
-        stopping = stop.received is not None  # one look: what is saved is what stops
+        stopping = stop.asked()  # one look: what is saved is what stops
         if last or due(step, lengths.save) or stopping:
             _finite_sums(stage, state, targets)
             image_rows.flush(step)
@@ -153,18 +153,20 @@ def _batches(stage: Stage, targets: Targets, step: int) -> Iterator[Batch]:
         batch_size=config.batch_size,
         seed=config.seed,
         stage_index=stage.number,
-        host=runtime.host(),
-        hosts=runtime.hosts(),
+        host=hosts.index(),
+        hosts=hosts.count(),
     )
     for batch in progress(batches, until - step, f"round {round_ + 1}", "steps"):
         yield runtime.put_batch(batch, stage.mesh)
 
 
 def evaluate(stage: Stage, state: TrainState) -> dict[str, float]:
-    """The evaluation suite on what the method predicts for the training images."""
+    """What `stage.measure` says, by default the evaluation suite on the predictions for the training images."""
+    if stage.measure is not None:
+        return stage.measure(state)
     if stage.predict is None:
         return {}
-    predictions = {name: rows.array() for name, rows in run(stage, state, stage.predict, "evaluation").items()}
+    predictions = {name: rows.whole() for name, rows in run(stage, state, stage.predict, "evaluation").items()}
     scores = suite.evaluate(
         predictions,
         stage.split.labels,

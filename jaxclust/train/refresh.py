@@ -1,9 +1,11 @@
 """What happens between rounds: features of every image, the method's refresh, and its record."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 
-from jaxclust import runtime
+from jaxclust import hosts, runtime
 from jaxclust.evaluation import clustering, suite
 from jaxclust.features.extract import Program, extract
 from jaxclust.features.rows import Rows
@@ -25,12 +27,13 @@ def refresh(
     key = runtime.key(stage.config.seed, stage.name, "refresh", step)
     assert stage.method.refresh is not None
     refreshed = stage.method.refresh(jax.device_get(state), targets, rows, key)
+    hosts.require_same("after a refresh the targets", refreshed.target)
     values = {"features/std": std_of_unit_rows(rows), **refreshed.metrics}
     new = state._replace(extra=runtime.put_replicated(refreshed.extra, stage.mesh))
     if last and step:
         if stage.predict is not None and refreshed.cluster is not None:
             predicted = run(stage, new, stage.predict, "assignment")
-            refreshed = refreshed._replace(cluster=predicted["cluster"].array())
+            refreshed = refreshed._replace(cluster=predicted["cluster"].whole())
         return new, targets, values | _record(stage, targets, refreshed, rows, step)
     params = runtime.put_replicated(refreshed.params, stage.mesh)
     opt_state = optim.renew(stage.optimizer, state.opt_state, params, stage.method.fresh)
@@ -50,15 +53,8 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, st
     """Writes the assignment to the cluster log and measures it; labels meet it only here."""
     if refreshed.cluster is None:
         return {}
-    path = stage.workdir / "assignments" / stage.name / f"{step // stage.lengths.round}.npz"
-    with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            id=np.arange(len(refreshed.cluster), dtype=np.int32),
-            cluster=refreshed.cluster.astype(np.int32),
-            distance=np.asarray(refreshed.distance, np.float32),
-            weight=refreshed.weight,
-        )
+    if hosts.is_first():
+        _write(stage.workdir / "assignments" / stage.name / f"{step // stage.lengths.round}.npz", refreshed)
     values = clustering.sizes(refreshed.cluster, stage.method.num_clusters)
     if targets.refreshed_at >= 0:
         average = stage.config.evaluate.nmi_average
@@ -68,12 +64,25 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, st
     return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}
 
 
+def _write(path: Path, refreshed: Refreshed) -> None:
+    assert refreshed.cluster is not None
+    with replacing(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            id=np.arange(len(refreshed.cluster), dtype=np.int32),
+            cluster=refreshed.cluster.astype(np.int32),
+            distance=np.asarray(refreshed.distance, np.float32),
+            weight=refreshed.weight,
+        )
+
+
 def std_of_unit_rows(rows: Rows) -> float:
     """Mean over dimensions of the standard deviation of unit rows: near 1/sqrt(D) when spread, 0 when collapsed."""
-    count, total, squares = 0, 0.0, 0.0
+    total, squares = np.zeros((2, *rows.shape[1:]))
     for chunk in rows.chunks():
         unit = chunk / np.maximum(np.linalg.norm(chunk, axis=1, keepdims=True), 1e-12)
-        count += len(unit)
         total = total + unit.sum(axis=0, dtype=np.float64)
         squares = squares + np.square(unit, dtype=np.float64).sum(axis=0)
+    count = rows.shape[0]
+    total, squares = hosts.total(np.stack([total, squares]))
     return float(np.sqrt(np.maximum(squares / count - np.square(total / count), 0)).mean())

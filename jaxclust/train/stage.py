@@ -1,6 +1,6 @@
 """A stage made ready: method, data, lengths, programs and first state, all checked before work starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +42,23 @@ class Stage(NamedTuple):
     predict: Program | None
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
+    shapes: TrainState  # its shapes and dtypes
+    measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces the suite during training
 
 
-def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir: Path) -> Stage:
+def prepare(
+    config: ConfigDict,
+    name: str,
+    split: Split,
+    info: DataInfo,
+    workdir: Path,
+    devices: Sequence[jax.Device] | None = None,
+    make: Callable[[ConfigDict, DataInfo], Method] | None = None,
+) -> Stage:
     """Stage `name` of `config` on `split`; errors of settings and data show here.
 
-    `info` describes the data that the stage is trained on, which for new images is not `split`.
+    `info` describes the data that the stage is trained on, which for new images is not `split`. `devices` are those
+    that its programs are compiled for, by default this job's. `make` makes the method, by default `config.method`.
     """
     names = stage_names(config)
     number = names.index(name)
@@ -55,25 +66,26 @@ def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir
     kinds = ("checkpoints", "assignments", "rows")
     left = {f"{kind}/{earlier}": workdir / kind / earlier for earlier in names[:number] for kind in kinds}
     info = info._replace(files=left)
-    method = methods.get(config, info)
+    method = (make or methods.get)(config, info)
     missing = [view for view in method.views if view not in config.views]
     if missing:
         raise ConfigError(f"config.views has no section {missing[0]!r}, which method {config.method!r} needs")
     suite.load(config)  # only to see that every evaluation exists
-    mesh = runtime.mesh(config)
+    mesh = runtime.mesh(config, devices)
     batch = example_batch(method, info, config.batch_size)
     key = runtime.key(config.seed, name)
     variables = jax.eval_shape(method.init, key, batch)
     length = lengths(config, info.size)
     optimizer = optim.make(config, method, variables[0], length)
     step = train_step.make(method, optimizer, mesh)
-    abstract = jax.eval_shape(lambda: _state(method, optimizer, key, batch, ()))
-    metrics = train_step.metric_names(step, abstract, batch, key)
+    shapes = jax.eval_shape(lambda batch: _state(method, optimizer, key, batch, ()), batch)
+    metrics = train_step.metric_names(step, shapes, batch, key)
+    shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
     begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then the donor is no longer needed
     donor = trained_body(Path(config.init_from)) if config.init_from and number == 0 and not begun else None
     if donor:
-        donor.check_body(Snapshot(abstract, first_targets(method, split)), method.fresh)
+        donor.check_body(Snapshot(shapes, first_targets(method, split)), method.fresh)
 
     def first() -> Snapshot:
         state = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))()
@@ -84,7 +96,7 @@ def prepare(config: ConfigDict, name: str, split: Split, info: DataInfo, workdir
         name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
         compile_for(method.embed, mesh),
         compile_for(method.predict, mesh) if method.predict else None,
-        metrics, first,
+        metrics, first, shapes,
     )  # fmt: skip
 
 
@@ -114,10 +126,10 @@ def first_targets(method: Method, split: Split) -> Targets:
 
 
 def example_batch(method: Method, info: DataInfo, size: int) -> Batch:
-    """A batch of zeros, for shapes and dtypes."""
-    dtype = np.uint8 if len(info.image_shape) == 3 else np.float32
+    """A batch of zeros, for shapes and dtypes; its images take no memory."""
+    zero = np.zeros((), np.uint8 if len(info.image_shape) == 3 else np.float32)
     zeros: dict[str, Any] = {
-        "views": {name: np.zeros((size, *info.image_shape), dtype) for name in method.views},
+        "views": {name: np.broadcast_to(zero, (size, *info.image_shape)) for name in method.views},
         "id": np.zeros(size, np.int32),
         "position": np.zeros(size, np.int64),
         "target": np.zeros(size, np.int32),

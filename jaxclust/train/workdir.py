@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jaxclust import __version__
+from jaxclust import __version__, hosts
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source
 from jaxclust.errors import ConfigError, DataError
@@ -30,10 +30,20 @@ def resolved(config: ConfigDict, image_shape: tuple[int, ...]) -> ConfigDict:
 
 
 def check(config: ConfigDict, workdir: Path, source: Source) -> None:
-    """Refuses a workdir of another run; writes nothing."""
+    """Refuses a workdir of another run, and hosts that do not see the same; writes nothing.
+
+    No host returns before all have looked, so that none sees what another writes after it.
+    """
+    _check_alone(config, workdir, source)
+    if hosts.count() > 1:
+        hosts.require_same("the settings (config)", json.dumps(config.to_dict()).encode())
+        hosts.require_same(f"the images of {source.name}", _image_list(source).encode("utf-8", "surrogateescape"))
+
+
+def _check_alone(config: ConfigDict, workdir: Path, source: Source) -> None:
     saved = workdir / "config.json"
     if not saved.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and any(path.stem != "plan" for path in workdir.iterdir()):
             raise ConfigError(f"--workdir={workdir} holds other files and no run; choose a new or an empty folder")
         return
     changes = config_lib.differences(config_lib.load(saved), config)
@@ -51,10 +61,12 @@ def check(config: ConfigDict, workdir: Path, source: Source) -> None:
 
 
 def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
-    """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv.
+    """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv, on host 0.
 
     `used` is the number of devices that were chosen where the config leaves it open.
     """
+    if not hosts.is_first():
+        return
     config_lib.save(config, workdir / "config.json")
     _write(workdir / "environment.json", json.dumps(environment(used), indent=2) + "\n")
     split = source.splits["train"]
@@ -94,7 +106,7 @@ def environment(used: int) -> dict[str, object]:
         "packages": versions,
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "devices_used": used,
-        "hosts": jax.process_count(),
+        "hosts": hosts.count(),
         "commit": _commit(),
     }
 

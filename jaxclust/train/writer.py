@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxclust import hosts
 from jaxclust.files import replacing
 from jaxclust.runtime import tensorflow
 
@@ -14,10 +15,13 @@ class Writer:
     """Writes `metrics.jsonl`, `metrics.csv` and `tensorboard/` of a workdir for one stage.
 
     Values written for the same step join one record, so that what a restarted run computes again takes the
-    place of what was there.
+    place of what was there. Of several hosts only the first writes.
     """
 
     def __init__(self, workdir: Path, stage: str, restored_step: int | None):
+        self._writes = hosts.is_first()
+        if not self._writes:
+            return
         self._path = workdir / "metrics.jsonl"
         self._csv = workdir / "metrics.csv"
         self._stage = stage
@@ -30,6 +34,8 @@ class Writer:
 
     def write(self, step: int, round_: int, values: dict[str, float]) -> None:
         """Adds values to the record of `step`; earlier steps no longer change."""
+        if not self._writes:
+            return
         last = self._records[-1] if self._records else {}
         if (last.get("stage"), last.get("step")) == (self._stage, step):
             last.update(values, time=time.time())
@@ -43,6 +49,8 @@ class Writer:
 
     def close(self) -> None:
         """Writes the CSV, with a column for every name that occurs."""
+        if not self._writes:
+            return
         names = list(dict.fromkeys(name for record in self._records for name in record))
         with replacing(self._csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
             rows = csv.DictWriter(table, names)

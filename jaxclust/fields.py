@@ -1,0 +1,247 @@
+"""Every setting with its default, type and range."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxclust.errors import ConfigError
+
+
+class Field(NamedTuple):
+    """One setting: its default, whether a value is allowed, and both in words."""
+
+    default: Any
+    check: Callable[[Any], bool]
+    allowed: str
+    doc: str
+
+
+class Each(NamedTuple):
+    """Sections with free names that all have the same fields, and the names that exist at first."""
+
+    fields: Mapping[str, Any]
+    names: tuple[str, ...]
+
+
+class Duration(NamedTuple):
+    """A length of training: an amount of `step`, `epoch` or `round`."""
+
+    amount: float
+    unit: str
+
+
+UNITS = ("step", "epoch", "round")
+
+
+def parse_duration(text: str) -> Duration:
+    """Reads "500 steps", "1 epoch", "0.5 rounds" or "never"; ConfigError on anything else."""
+    if text == "never":
+        return Duration(math.inf, "step")
+    amount, _, unit = text.strip().partition(" ")
+    try:
+        duration = Duration(float(amount), unit.strip().removesuffix("s"))
+    except ValueError:
+        duration = Duration(math.nan, "")
+    if duration.unit not in UNITS or not 0 < duration.amount < math.inf:
+        raise ConfigError(f"{text!r} is not a duration; write '500 steps', '1 epoch', '2 rounds' or 'never', say")
+    return duration
+
+
+def _is_duration(text: str) -> bool:
+    try:
+        parse_duration(text)
+    except ConfigError:
+        return False
+    return True
+
+
+def _number(default: float, low: float, high: float, doc: str) -> Field:
+    words = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+    return Field(default, lambda v: low <= v <= high, words, doc)
+
+
+def _positive(default: float, doc: str) -> Field:
+    return Field(default, lambda v: 0 < v < math.inf, "more than 0", doc)
+
+
+def _choice(default: str, others: tuple[str, ...], doc: str) -> Field:
+    names = (default, *others)
+    return Field(default, lambda v: v in names, f"one of {', '.join(names)}", doc)
+
+
+def _duration(default: str, doc: str) -> Field:
+    return Field(default, _is_duration, "a duration such as '500 steps', '1 epoch', '2 rounds' or 'never'", doc)
+
+
+def _text(default: str, doc: str) -> Field:
+    return Field(default, lambda v: True, "text", doc)
+
+
+def _name(default: str, doc: str) -> Field:
+    return Field(default, lambda v: bool(v.strip()), "a name", doc)
+
+
+def _flag(default: bool, doc: str) -> Field:
+    return Field(default, lambda v: True, "True or False", doc)
+
+
+def _list(default: tuple[float, ...], low: float, high: float, doc: str) -> Field:
+    kind = type(default[0])
+
+    def check(values: tuple[float, ...]) -> bool:
+        fit = (isinstance(v, int | kind) and not isinstance(v, bool) and low <= v <= high for v in values)
+        return bool(values) and all(fit)
+
+    words = "whole numbers" if kind is int else "numbers"
+    return Field(default, check, f"{words} from {low:g} to {high:g}, of one such as ({default[0]!r},)", doc)
+
+
+def _numbers(default: tuple[float, ...], low: float, high: float, doc: str) -> Field:
+    def check(values: tuple[float, ...]) -> bool:
+        return len(values) in (1, 3) and all(isinstance(v, int | float) and low <= v <= high for v in values)
+
+    return Field(default, check, f"one number or three, each from {low:g} to {high:g}", doc)
+
+
+_VIEW = {
+    "crop_area": _number(0.0, 0.0, 1.0, "smallest share of the area a random crop keeps; 0: the centre crop"),
+    "crop_aspect": _number(0.75, 0.1, 1.0, "narrowest aspect of a random crop (its inverse is the widest)"),
+    "crop_shift": _number(0.0, 0.0, 1.0, "without crop_area: how far a crop may lie from the centre; 1: anywhere"),
+    "flip": _number(0.0, 0.0, 1.0, "probability of a horizontal flip"),
+    "rotate": _number(0.0, 0.0, 180.0, "largest rotation in degrees"),
+    "scale": _number(0.0, 0.0, 0.9, "largest relative change of size"),
+    "shear": _number(0.0, 0.0, 60.0, "largest shear in degrees"),
+    "translate": _number(0.0, 0.0, 1.0, "largest shift as a share of the side"),
+    "brightness": _number(0.0, 0.0, 1.0, "largest relative change of brightness"),
+    "contrast": _number(0.0, 0.0, 1.0, "largest relative change of contrast"),
+    "saturation": _number(0.0, 0.0, 1.0, "largest relative change of saturation"),
+    "hue": _number(0.0, 0.0, 0.5, "largest turn of the hue circle"),
+    "grey": _number(0.0, 0.0, 1.0, "probability of losing all colour"),
+    "blur": _number(0.0, 0.0, 1.0, "probability of a Gaussian blur"),
+    "erase": _number(0.0, 0.0, 1.0, "largest side of an erased square as a share of the side"),
+    "noise": _number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors"),
+}
+
+_OPTIMIZER = {
+    "name": _choice("adam", ("sgd",), "rule by which this group of parameters moves"),
+    "lr": _number(1e-3, 0.0, math.inf, "learning rate at the start"),
+    "schedule": _choice("none", ("cosine", "exponential", "plateau"), "course of the learning rate over the stage"),
+    "every": _duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
+    "gamma": Field(0.95, lambda v: 0 < v <= 1, "over 0, at most 1", "exponential: factor of the rate per `every`"),
+    "factor": Field(0.1, lambda v: 0 < v < 1, "between 0 and 1", "plateau: factor when the training loss stalls"),
+    "patience": _number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
+    "min_lr": _number(0.0, 0.0, math.inf, "plateau: the rate does not fall below this"),
+    "momentum": _number(0.9, 0.0, 0.9999, "momentum of sgd"),
+    "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient, on every parameter"),
+    "wd": Field(
+        0.0,
+        lambda v: v == 0 or -30 <= v <= -1,
+        "an exponent from -30 to -1 (-5: a decay of 10**-5), or 0; a plain value such as 1e-5 is `weight_decay`",
+        "weight decay as the exponent of 10; 0: `weight_decay` says it",
+    ),
+}
+
+_LINEAR = {
+    "layers": _text("", "layers that are probed, such as 'conv3,feature', separated by commas; empty: all"),
+    "epochs": _number(90, 1, math.inf, "passes over the training images"),
+    "batch_size": _number(256, 1, math.inf, "images in a step, over all devices"),
+    "lr": _number(0.01, 0.0, math.inf, "learning rate at the start"),
+    "wd": Field(
+        -4.0,
+        lambda v: v == 0 or -30 <= v <= -1,
+        "an exponent from -30 to -1 (-4: a decay of 10**-4), or 0",
+        "weight decay as the exponent of 10, with which the learning rate falls as well; 0: none",
+    ),
+    "crop_shift": _number(0.0, 0.0, 1.0, "as in `views`; published with 1, 0 lets pooled layers be kept"),
+    "flip": _number(0.0, 0.0, 1.0, "as in `views`; published with 0.5, 0 lets pooled layers be kept"),
+    "ten_crops": _flag(False, "whether a test image is judged by corners, centre and their mirror images together"),
+    "cache_bytes": _number(16 * 2**30, 0, math.inf, "pooled layers are kept on disk up to this size"),
+}
+
+FIELDS: dict[str, Any] = {
+    "seed": _number(0, 0, 2**31 - 1, "seed of everything random"),
+    "method": _name("deepcluster", "the method, a file in jaxclust/methods"),
+    "stages": _name("deepcluster", "names of the stages to run in order, separated by commas"),
+    "rounds": _number(40, 0, math.inf, "length of a stage in rounds; 0: `steps` says it"),
+    "steps": _number(0, 0, math.inf, "length of a stage in steps, in place of `rounds`; both 0: it only refreshes"),
+    "batch_size": _number(256, 1, math.inf, "images in a training step, over all devices"),
+    "eval_batch_size": _number(512, 1, math.inf, "images in a step of feature extraction"),
+    "refresh_every": _duration("1 epoch", "length of a round: training between two clusterings"),
+    "log_every": _duration("1 round", "how often metrics are written"),
+    "eval_every": _duration("never", "how often the evaluation runs during training"),
+    "save_every": _duration("1 round", "how often a checkpoint is saved"),
+    "keep_checkpoints": _number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
+    "init_from": _text("", "workdir of another run whose body the first stage starts with"),
+    "freeze_body": _flag(False, "whether the body stays as it is; its features are then computed once and kept"),
+    "sampler": _choice("uniform_cluster", ("uniform_image", "upstream"), "how a round draws its images"),
+    "data": {
+        "source": _name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "data_dir": _text("", "tfds: where its data sets lie; empty: TFDS' own default"),
+        "image_size": _number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
+        "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
+        "num_images": _number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
+        "cache_bytes": _number(4 * 2**30, 0, math.inf, "decoded images are kept in memory up to this size"),
+        "max_pixels": _number(100_000_000, 1, math.inf, "larger images are refused before they are decoded"),
+        "max_skipped": _number(100, 0, math.inf, "unreadable images that are skipped before the run is refused"),
+        "mean": _numbers((0.5,), 0.0, 1.0, "subtracted from pixels on the scale 0 to 1"),
+        "std": _numbers((0.5,), 1e-3, 1.0, "pixels are then divided by this"),
+    },
+    "views": Each(_VIEW, ("train",)),
+    "model": {
+        "name": _name("convnet", "the network: convnet, alexnet, vgg16, resnet18, resnet34 or resnet50"),
+        "width": _number(0, 0, 4096, "channels of the first convolution; 0: the network's own"),
+        "blocks": _number(3, 1, 6, "convnet: blocks, each of twice the channels and half the side"),
+        "dim": _number(0, 0, 65536, "length of the feature; 0: the network's own"),
+        "dropout": _number(-1.0, -1.0, 0.9, "share of units dropped in training; -1: the network's own"),
+        "sobel": _flag(False, "whether the network sees the horizontal and vertical gradient in place of colours"),
+        "stem": _choice("imagenet", ("small",), "resnet: 7 x 7 with pooling, or 3 x 3 for images of some 32 pixels"),
+    },
+    "cluster": {
+        "method": _choice("kmeans", ("minibatch", "pic"), "clustering of the features"),
+        "backend": _choice("auto", ("faiss", "jax"), "auto: faiss on one host that has it, else jax"),
+        "k": Field(10, lambda v: v == 0 or v >= 2, "at least 2", "number of clusters of kmeans; 0: still to be said"),
+        "seed": _number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
+        "iterations": _number(20, 1, math.inf, "Lloyd iterations"),
+        "runs": _number(1, 1, math.inf, "restarts of which the best objective is kept"),
+        "init": _choice("rows", ("kmeans++",), "first centroids: distinct rows, or rows drawn far from each other"),
+        "batch_rows": _number(65_536, 1, math.inf, "minibatch: rows of an update, over all hosts"),
+        "reseed_empty": _choice("split", ("farthest",), "what an empty cluster is replaced by"),
+        "pca_dim": _number(256, 0, 65536, "dimensions kept before clustering; 0: no reduction"),
+        "whiten": _flag(True, "whether kept dimensions are divided by their standard deviation"),
+        "whiten_power": _number(1.0, 0.0, 1.0, "the power it is taken to; 1: equal variances"),
+        "l2": _flag(True, "whether rows are then scaled to unit length"),
+        "pic": {
+            "neighbours": _number(5, 1, 10_000, "edges from each image in the graph of nearest neighbours"),
+            "sigma": _positive(0.2, "width of the kernel exp(-d^2 / sigma^2) on squared distances"),
+            "alpha": Field(0.001, lambda v: 0 < v <= 1, "over 0, at most 1", "share of the graph in a power iteration"),
+            "iterations": _number(200, 1, math.inf, "power iterations"),
+            "merge_singletons": _flag(True, "whether a cluster of one image joins its nearest larger one"),
+            "bucket": _number(256, 1, 65536, "the head's outputs are a multiple of this, so that it seldom recompiles"),
+        },
+    },
+    "optimizer": Each(_OPTIMIZER, ("body", "top")),
+    "evaluate": {
+        "suite": _name("clustering", "names of the evaluations, separated by commas"),
+        "nmi_average": _choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
+        "silhouette_sample": _number(2000, 10, 100_000, "images that the silhouette is measured on"),
+        "knn_k": _number(20, 1, 10_000, "knn: neighbours that vote"),
+        "knn_temperature": _positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
+        "recall_at": _list((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
+        "lowlabel_percent": _list((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
+        "lowlabel_draws": _number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
+        "linear": _LINEAR,
+    },
+    "features": {
+        "memory_bytes": _number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
+    },
+    "runtime": {
+        "dtype": _choice("float32", ("bfloat16", "float64"), "precision of the network"),
+        "devices": _number(0, 0, math.inf, "devices used; 0: all, on a CPU as many as are fastest"),
+        "cpu_devices": _number(0, 0, 256, "devices a CPU is split into; 0: one for each core"),
+        "heartbeat": _positive(30.0, "several hosts: one that is silent for so many seconds ends the job"),
+        "deadline": _positive(7200.0, "several hosts: seconds that they wait for a clustering by host 0"),
+    },
+}
+
+
+FIELDS["stage"] = Each(FIELDS, ())  # a stage's section overlays the whole config (see `for_stage`)

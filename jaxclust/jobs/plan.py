@@ -1,0 +1,203 @@
+"""--job=plan --topology=v5e:16x16: whether a training fits a machine that is not there, and about how fast it is.
+
+The train step and the feature pass are compiled for it ahead of time; nothing runs, and no image is read.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxclust.cluster import reduce
+from jaxclust.config import for_stage, stage_names
+from jaxclust.data.source import open_source
+from jaxclust.errors import ConfigError
+from jaxclust.files import replacing
+from jaxclust.jobs.options import Options
+from jaxclust.methods.base import DataInfo
+from jaxclust.plan import estimate, measure, topology
+from jaxclust.plan.estimate import Kmeans
+from jaxclust.plan.program import Program, nbytes
+from jaxclust.plan.table import Plan, count, size, table
+from jaxclust.plan.topology import Chip, Topology
+from jaxclust.train import workdir as workdir_lib
+from jaxclust.train.stage import Stage
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Writes plan.json and plan.md, with a column for each of the topologies (separated by commas).
+
+    ConfigError on an unknown topology, a batch that its chips cannot share, or images of which nothing is known.
+    """
+    if not options.topology:
+        raise ConfigError("--job=plan needs --topology=…, such as v5e:16x16 or cpu:8")
+    jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators have nothing to do
+    jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no analysis
+    topologies = [topology.get(name.strip()) for name in options.topology.split(",")]
+    info, known = images(config)
+    config = workdir_lib.resolved(config, info.image_shape)
+    plans = {name: plans_of(config, name, info, topologies) for name in stage_names(config)}
+    shape = " x ".join(map(str, info.image_shape))
+    text = f"# Plan\n\n{info.size:,} images of {shape} ({known}), {config.runtime.dtype}; {estimate.ASSUMPTIONS}.\n"
+    for name, plans_there in plans.items():
+        text += f"\n## {name}\n\n{table(plans_there)}\n"
+        text += "\n".join(f"- {where}: {verdict(plan)}" for where, plan in plans_there.items()) + "\n"
+    for file, content in (("plan.json", json.dumps(plans, indent=2) + "\n"), ("plan.md", text)):
+        with replacing(workdir / file) as temporary:
+            temporary.write_text(content)
+    print(f"{text}\nresults: {workdir / 'plan.md'}", flush=True)
+
+
+def plans_of(config: ConfigDict, name: str, info: DataInfo, topologies: list[Topology]) -> dict[str, Plan]:
+    """The plan of stage `name` for each topology."""
+    config = for_stage(config, name)
+    config.stage = ConfigDict()  # now part of it, and no longer laid over another batch size
+    plans: dict[str, Plan] = {}
+    largest: dict[Chip | None, int] = {}
+    for on in topologies:
+        plans[on.name] = plan(config, name, info, on, largest.get(on.chip, 0))
+        largest[on.chip] = plans[on.name]["largest/batch_per_chip"]
+    return plans
+
+
+def images(config: ConfigDict) -> tuple[DataInfo, str]:
+    """What a stage may know of the images, and how that is known; they need not be on this machine."""
+    data = config.data
+    kind, _, where = data.source.partition(":")
+    if kind != "tfds" and (not where or Path(where).expanduser().exists()):  # tfds would download
+        config = ConfigDict(config.to_dict())
+        config.data.cache_bytes = 0
+        source = open_source(config)
+        split = source.splits["train"]
+        return DataInfo(split.size, split.image_shape, source.num_classes), f"read from {data.source}"
+    if not (data.num_images and data.image_size):
+        raise ConfigError(
+            f"config.data.source={data.source!r} is not on this machine; say what is there with "
+            "--config.data.num_images=1000000 and --config.data.image_size=224"
+        )
+    shape = (data.image_size, data.image_size, data.channels or 3)
+    return DataInfo(data.num_images, shape, config.cluster.k or None), f"{data.source} as config.data describes it"
+
+
+def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int) -> Plan:
+    """Everything about stage `name` on a topology, by the names of `table.ROWS`.
+
+    `hint` is the largest batch of a chip of the same kind, where another plan has found it.
+    """
+    chips, start = len(on.devices), config.batch_size // len(on.devices)
+    stage = measure.stage_on(on, config, name, info, config.batch_size)
+    said(on, "the feature pass", config.eval_batch_size // chips)
+    features, refusal = accepted(measure.feature_program, stage)
+    programs: dict[int, Program | None] = {}
+
+    def needed(batch: int) -> float:
+        """Bytes of a chip that trains on so many images a step, inf where the compiler refuses."""
+        said(on, "the train step", batch)
+        at = measure.stage_on(on, config, name, info, batch * chips)
+        programs[batch], refused[batch] = accepted(measure.train_program, at)
+        program = programs[batch]
+        return sum(measure.train_memory(at, program).values()) if program else math.inf
+
+    refused: dict[int, str] = {}
+    best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), info.size // chips, hint)
+    found: dict[str, Any] = {
+        "chips": chips,
+        "hosts": on.hosts,
+        "memory/chip": int(on.memory),
+        "memory/features": features and measure.feature_memory(stage, features),
+        "train/batch": config.batch_size,
+        "train/batch_per_chip": config.batch_size / chips,
+        "largest/batch_per_chip": best,
+        "largest/batch": best * chips,
+        "largest/memory": memory,
+        "refused": refusal or refused[start],
+    }
+    train = programs[start]
+    if train:
+        parts = measure.train_memory(stage, train)
+        found |= {f"memory/{part}": value for part, value in parts.items()}
+        found |= {"memory/train": sum(parts.values()), **speed(stage, train, on)}
+    fits = [found.get(f"memory/{what}") for what in ("train", "features")]
+    found["fits"] = all(value is not None and value <= on.memory for value in fits)
+    return found | between_rounds(stage, features, found.get("train/seconds"), on)
+
+
+def accepted(compiled: Callable[[Stage], Program], stage: Stage) -> tuple[Program | None, str]:
+    """A program of a stage, or none and why the compiler finds no place for it."""
+    try:
+        return compiled(stage), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).splitlines()[0]
+
+
+def said(on: Topology, what: str, batch: int) -> None:
+    """Tells what takes the next half minute."""
+    print(f"{on.name}: compiling {what} for {batch:,} images a chip", flush=True)
+
+
+def speed(stage: Stage, train: Program, on: Topology) -> dict[str, Any]:
+    """Work of a train step as compiled, and the time it may take."""
+    batch = stage.config.batch_size
+    found: dict[str, Any] = {
+        "train/flops": train.flops,
+        "train/traffic": train.traffic,
+        "train/collectives": len(train.collectives),
+        "train/collective_bytes": sum(one.bytes for one in train.collectives),
+    }
+    seconds = estimate.times(train, on)
+    if seconds is None:
+        return found
+    return found | {
+        "train/compute_seconds": seconds.compute,
+        "train/traffic_seconds": seconds.traffic,
+        "train/collective_seconds": seconds.collectives,
+        "train/seconds": seconds.total,
+        "train/images_per_second": batch / seconds.total,
+        "train/images_per_second_host": batch / seconds.total / on.hosts,
+    }
+
+
+def between_rounds(stage: Stage, features: Program | None, step: float | None, on: Topology) -> dict[str, Any]:
+    """What a round costs beside its steps: features, clustering and the exchange of labels."""
+    images, width = stage.info.size, measure.feature_dim(stage)
+    seconds = features and estimate.times(features, on)
+    passes = -(-images // stage.config.eval_batch_size)
+    found: dict[str, Any] = {
+        "round/steps": stage.lengths.round,
+        "round/train_seconds": step and step * stage.lengths.round,
+        "round/feature_seconds": seconds and seconds.total * passes,
+        "round/feature_bytes_host": 4 * width * images / on.hosts,
+        "round/label_bytes": 8 * images,
+        "round/label_seconds": 8 * images / estimate.HOSTS if on.chip and on.hosts > 1 else None,
+    }
+    c = stage.config.cluster
+    dim = reduce.reduced_dim(images, width, c.pca_dim)
+    if c.pca_dim:
+        found["round/reduce_seconds"] = estimate.reduction(images, width, dim, on)
+    found["round/point_bytes"] = 4 * dim * images
+    if c.method != "kmeans":
+        return found
+    kmeans = Kmeans(images, dim, c.k, (c.iterations + 1) * c.runs)
+    found["round/gather_seconds"], found["round/faiss_seconds"] = estimate.on_first_host(kmeans, on) or (None, None)
+    found["round/sharded_seconds"] = estimate.on_all_chips(kmeans, on)
+    return found
+
+
+def verdict(found: Plan) -> str:
+    """Whether it fits, in a line."""
+    best, chips, has = found["largest/batch_per_chip"], found["chips"], size(found["memory/chip"])
+    most = f"at most {count(best * chips)} images a step ({count(best)} a chip)"
+    if not best:
+        most = "not even one image a chip does: take a smaller network"
+    if found["fits"]:
+        return f"fits, {size(found['memory/train'])} of {has} a chip; {most}"
+    needs = {"batch_size": found.get("memory/train"), "eval_batch_size": found["memory/features"]}
+    setting = next(name for name, value in needs.items() if value is None or value > found["memory/chip"])
+    amount = f"needs {size(needs[setting])}" if needs[setting] else f"is refused ({found['refused']})"
+    return f"**does not fit**: config.{setting} {amount}, a chip has {has}; {most}"

@@ -1,0 +1,121 @@
+"""The programs of a stage, compiled for a topology: the very ones that training and feature extraction run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from jaxclust import runtime
+from jaxclust.data.split import Split
+from jaxclust.methods.base import DataInfo
+from jaxclust.plan.program import Program, compiled, nbytes
+from jaxclust.plan.topology import Topology
+from jaxclust.train.loop import IN_FLIGHT
+from jaxclust.train.stage import Stage, example_batch, prepare
+
+COMPILES = 5  # sizes that are tried to find the largest batch
+CLOSE = 1.03  # how much larger a batch must be to be worth trying
+FASTER = 32  # how much larger the next one is where memory did not grow
+
+
+def stage_on(topology: Topology, config: ConfigDict, name: str, info: DataInfo, batch_size: int) -> Stage:
+    """Stage `name` as it would be prepared on `topology`; ConfigError as there."""
+    config = ConfigDict(config.to_dict())
+    config.batch_size, config.runtime.devices, config.init_from = batch_size, 0, ""
+    split = Split(info.size, info.image_shape, str, load=lambda id: id)  # no image is read
+    return prepare(config, name, split, info, Path(), topology.devices)
+
+
+def train_program(stage: Stage) -> Program:
+    """The train step on a full batch; of a frozen body on the features that stand for the images."""
+    shape = (feature_dim(stage),) if stage.config.freeze_body else stage.info.image_shape
+    info = stage.info._replace(image_shape=shape)
+    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size))
+    key = jax.eval_shape(lambda: runtime.key(0))
+    return compiled(stage.step, _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), key)
+
+
+def feature_program(stage: Stage) -> Program:
+    """The feature pass on a full batch."""
+    state = _whole(stage.shapes, stage.mesh)
+    return compiled(stage.embed, state.params, state.extra, _split(_images(stage), stage.mesh))
+
+
+def feature_dim(stage: Stage) -> int:
+    """Length of a feature."""
+    features = jax.eval_shape(stage.embed, stage.shapes.params, stage.shapes.extra, _images(stage))
+    return int(features.shape[1])
+
+
+def train_memory(stage: Stage, program: Program) -> dict[str, int]:
+    """Bytes on a chip while it trains, by what they are for; the loop keeps batches waiting for the step."""
+    state = stage.shapes
+    batch = max(0, program.arguments - nbytes(state))
+    return {
+        "parameters": nbytes(state.params),
+        "optimizer": nbytes(state.opt_state),
+        "statistics": nbytes((state.extra, state.sums, state.step)),
+        "batches": (1 + IN_FLIGHT) * (batch + program.outputs),
+        "temporaries": program.temporaries,
+        "program": program.code,
+    }
+
+
+def feature_memory(stage: Stage, program: Program) -> int:
+    """Bytes on a chip during the feature pass: the state of the training stays, and two batches are under way."""
+    images = max(0, program.arguments - nbytes((stage.shapes.params, stage.shapes.extra)))
+    return nbytes(stage.shapes) + 2 * (images + program.outputs) + program.temporaries + program.code
+
+
+def largest(
+    needed: Callable[[int], float], limit: float, start: int, fixed: float, most: int, hint: int = 0
+) -> tuple[int, float]:
+    """The largest batch of a chip, up to `most`, that fits into `limit` bytes, and what it needs; 0 if no image does.
+
+    `needed` compiles for a batch and says its bytes (inf: refused), which without images are about `fixed`. After
+    `start` and `hint` each size is where the line through the last two would reach the limit, or half-way to one that
+    is too large.
+    """
+    best, before, over = (0, fixed), (0, fixed), math.inf
+    guess = start
+    for turn in range(COMPILES):
+        used = needed(guess)
+        if used <= limit:
+            before, best = best, (guess, used)
+        else:
+            over = guess
+        slope = (best[1] - before[1]) / max(1, best[0] - before[0])
+        reach = best[0] + (limit - best[1]) / slope if slope > 0 else FASTER * best[0] or math.inf
+        guess = _round(reach if reach < over or over == math.inf else (best[0] + over) / 2)
+        if turn == 0 and best[0] < hint < over:
+            guess = hint
+        guess = min(guess, max(most, start))
+        if guess <= best[0] * CLOSE or guess >= over:
+            break
+    return best
+
+
+def _round(batch: float) -> int:
+    """Down to a multiple of 8, which is what fills the lanes of a chip."""
+    return int(batch) // 8 * 8 if batch >= 8 else int(batch)
+
+
+def _images(stage: Stage) -> jax.ShapeDtypeStruct:
+    dtype = jnp.uint8 if len(stage.info.image_shape) == 3 else jnp.float32
+    return jax.ShapeDtypeStruct((stage.config.eval_batch_size, *stage.info.image_shape), dtype)
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, P())), tree)
+
+
+def _split(tree: Any, mesh: Mesh) -> Any:
+    """Like `runtime.put_batch`."""
+    spec = NamedSharding(mesh, P(runtime.AXIS)), NamedSharding(mesh, P())
+    return jax.tree.map(lambda x: x.update(sharding=spec[0] if x.ndim else spec[1]), tree)
