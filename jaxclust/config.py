@@ -5,6 +5,7 @@ A config is an `ml_collections.ConfigDict` made by `base()`, changed by a file i
 """
 
 import difflib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,19 @@ def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 def base() -> ConfigDict:
     """The config of all defaults."""
     return ConfigDict(_defaults(FIELDS))
+
+
+def from_file(path: Path, variant: str = "") -> ConfigDict:
+    """`get_config(variant)` of a config file."""
+    if not path.is_file():
+        raise ConfigError(f"--config={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: ConfigDict = module.get_config(variant)
+    return made
 
 
 def apply_variants(config: ConfigDict, text: str, variants: Mapping[str, Callable[[ConfigDict], None]]) -> ConfigDict:

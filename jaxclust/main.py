@@ -1,6 +1,5 @@
 """The one entry point: `python -m jaxclust.main --config=configs/deepcluster.py [--workdir=DIR] [--job=train]`."""
 
-import importlib.util
 import logging
 import os
 import re
@@ -183,7 +182,7 @@ def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> Con
     to be evaluated needs none."""
     if flag:
         path, _, variant = flag.partition(":")
-        return load_config(Path(path), variant)
+        return config_lib.from_file(Path(path), variant)
     saved = Path(workdir or ".") / ("base.json" if job == "sweep" else "config.json")
     features = any(re.match(r"--?config\.data\.source[= ]features:", text) for text in overrides)
     if job == "evaluate" and features and not saved.exists():
@@ -193,18 +192,6 @@ def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> Con
     if not saved.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (there is no {saved}); train one first, or give --config")
     return config_lib.load(saved)
-
-
-def load_config(path: Path, variant: str) -> ConfigDict:
-    """`get_config(variant)` of a config file."""
-    if not path.is_file():
-        raise ConfigError(f"--config={path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config={path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from jaxclust import config, plugins
-from jaxclust.main import load_config
+from jaxclust.config import from_file
 
 
 def test_the_table_of_settings_is_current():
@@ -15,7 +15,7 @@ def test_the_table_of_settings_is_current():
 def test_every_config_and_setting_that_the_readme_names_exists():
     text = Path("README.md").read_text()
     for path, variant in re.findall(r"--config=(configs/\w+\.py)(?::([\w,]+))?", text):
-        load_config(Path(path), variant)
+        from_file(Path(path), variant)
     for name in re.findall(r"config\.([a-z_]+(?:\.[a-z_]+)*)=", text):
         assert config.field_of(name) is not None, name
     for job in re.findall(r"--job=(\w+)", text):

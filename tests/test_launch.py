@@ -64,7 +64,11 @@ class Local:
         wait_until(lambda: len(self.pids()) == pids)
 
     def left(self):
-        return [pid for pid in self.pids() if is_alive(pid)]
+        """What is alive although a killed process has had the time to go."""
+        deadline = time.monotonic() + 5
+        while (alive := [pid for pid in self.pids() if is_alive(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return alive
 
 
 def wait_until(condition):
@@ -323,18 +327,40 @@ def test_what_launch_and_its_page_name_exists():
         for name in re.findall(r"config\.([a-z_]+(?:\.[a-z_]+)*)[=\s`\\]", text):
             assert config.field_of(name.replace("\\", "")) is not None, (path, name)
         for file, variant in re.findall(r"--config=(configs/\w+\.py)(?::([\w,]+))?", text):
-            main.load_config(Path(file), variant)
+            config.from_file(Path(file), variant)
         for script in re.findall(r"launch/[\w.]+\w", text):
             assert Path(script).exists(), (path, script)
         for flag in re.findall(r"jaxclust\.main.*?--([a-z]+)[= ]", text):
             assert flag in known, (path, flag)
 
 
-@pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch", "tpu_pod.sh"])
+@pytest.mark.parametrize("name", ["pretrain.sh", "eval_linear.sh"])
+def test_what_the_scripts_of_the_originals_ask_for_is_understood(name, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(stub))
+    monkeypatch.setenv("EXP", str(run))
+    told = subprocess.run([LAUNCH / name, "--config.seed=7"], capture_output=True, text=True, check=True)
+    module, *arguments = told.stdout.splitlines()[1:]
+    assert module == "jaxclust.main"
+    if name == "eval_linear.sh":
+        config.save(config.from_file(Path("configs/uad.py"), "imagenet"), run / "config.json")
+    command = main.parse(["jaxclust", *arguments])
+    asked = command.config
+    assert command.workdir == run and asked.seed == 7 and asked.method == "uad"
+    if name == "pretrain.sh":
+        assert (asked.model.name, asked.cluster.k, asked.optimizer.top.wd) == ("alexnet", 10_000, -5)
+    else:
+        assert command.job == "evaluate" and asked.evaluate.linear.ten_crops and asked.evaluate.linear.wd == -7
+
+
+@pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch", "tpu_pod.sh", "pretrain.sh", "eval_linear.sh"])
 def test_scripts_are_bash(name):
     subprocess.run(["bash", "-n", LAUNCH / name], check=True)
     assert name == "slurm.sbatch" or os.access(LAUNCH / name, os.X_OK)
-    assert 'python" -m jaxclust.main' in (text := (LAUNCH / name).read_text()) or "python -m jaxclust.main" in text
+    assert re.search('(python"?|PYTHON") -m jaxclust.main', (LAUNCH / name).read_text())
 
 
 def docker_stages():

@@ -13,6 +13,7 @@ from PIL import Image
 from small import few_digits, run, smoke
 
 from jaxclust import main
+from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 
 
@@ -243,7 +244,7 @@ def test_labels_change_nothing_but_the_evaluation(tmp_path, capsys):
 )
 def test_the_default_workdir_names_config_variant_and_source(flag, source, name):
     path, _, variant = flag.partition(":")
-    config = main.load_config(main.Path(path), variant)
+    config = from_file(main.Path(path), variant)
     config.data.source = source
     assert main.default_name(flag, config) == name
 

@@ -256,6 +256,7 @@ def test_the_result_keeps_the_contract_of_a_clustering(merge_singletons):
     np.testing.assert_allclose(found.distances, ((rows - means[found.labels]) ** 2).sum(1), atol=1e-6)
     info = dict(found.info)
     assert info.pop("components") >= 1
+    assert found.certainty.shape == (len(rows),)
     assert info.pop("merged") == (1 if merge_singletons else 0)
     assert info == {"objective": [0.0], "splits": [], "iterations": 7, "empty": 0}
 

@@ -15,11 +15,12 @@ from small import small_config
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
+from jaxclust.config import from_file
 from jaxclust.data.split import Split
 from jaxclust.errors import ConfigError
 from jaxclust.jobs import plan
 from jaxclust.jobs.options import Options
-from jaxclust.main import load_config, main
+from jaxclust.main import main
 from jaxclust.methods.base import DataInfo
 from jaxclust.plan import estimate, measure, topology
 from jaxclust.plan.estimate import Kmeans
@@ -303,7 +304,7 @@ def test_a_missing_compiler_says_how_it_is_installed(tmp_path, monkeypatch):
 def test_images_that_are_elsewhere_must_be_described(tmp_path):
     with pytest.raises(ConfigError, match=r"'folder:/elsewhere' is not on this machine; say .*data.num_images"):
         refused(tmp_path, "cpu:8", data__source="folder:/elsewhere")
-    config = load_config(Path("configs/deepcluster.py"), "imagenet")
+    config = from_file(Path("configs/deepcluster.py"), "imagenet")
     assert plan.images(config)[0][:2] == (1_281_167, (224, 224, 3))
     config = config_lib.base()
     config.data.source, config.data.num_images, config.data.image_size = "tfds:any", 100, 32

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclust import config as config_lib
-from jaxclust.main import load_config
+from jaxclust.config import from_file
 from jaxclust.methods.base import DataInfo
 from jaxclust.train.stage import example_batch, prepare
 
@@ -38,7 +38,7 @@ def traced(config, size, shape):
 
 @pytest.mark.parametrize("path, variant", PRESETS, ids=str)
 def test_presets_trace_at_full_size(path, variant):
-    config = load_config(path, variant)
+    config = from_file(path, variant)
     side = config.data.image_size or (28 if variant == "mnist" else 8)
     shape = (side, side, 1 if side < 32 else 3)
     stage = traced(config, IMAGES.get(variant, 5000), shape)  # traces init and the train step
@@ -54,12 +54,12 @@ def test_presets_trace_at_full_size(path, variant):
         assert features.shape[1] == 4096
     if variant == "imagenet":
         assert params["top"]["kernel"].shape == (4096, 10_000)
-        assert extra["whitening"].projection.shape == (4096, 256)
+        assert extra["space"].projection.shape == (4096, 256)
 
 
 @pytest.mark.parametrize("path, variant", PRESETS, ids=str)
 def test_presets_shrink_with_smoke(path, variant):
-    config = load_config(path, f"{variant},smoke")
+    config = from_file(path, f"{variant},smoke")
     side = config.data.image_size or 8
     stage = traced(config, 300, (side, side, 3))
     params, _ = jax.eval_shape(
@@ -70,7 +70,7 @@ def test_presets_shrink_with_smoke(path, variant):
 
 
 def test_the_papers_settings_are_those_of_the_specification():
-    config = load_config(Path("configs/deepcluster.py"), "imagenet")
+    config = from_file(Path("configs/deepcluster.py"), "imagenet")
     assert (config.model.name, config.model.sobel, config.cluster.k) == ("alexnet", True, 10_000)
     assert (config.batch_size, config.rounds, config.refresh_every, config.seed) == (256, 200, "1 epoch", 31)
     body, top = config.optimizer.body, config.optimizer.top
@@ -86,12 +86,12 @@ def test_the_papers_settings_are_those_of_the_specification():
 
 
 def test_imagenette_has_adam_for_the_body_and_sgd_for_the_top():
-    config = load_config(Path("configs/deepcluster.py"), "imagenette")
+    config = from_file(Path("configs/deepcluster.py"), "imagenette")
     assert (config.optimizer.body.name, config.optimizer.top.name, config.model.name) == ("adam", "sgd", "vgg16")
 
 
 def test_own_folders_need_a_number_of_clusters():
-    config = load_config(Path("configs/deepcluster.py"), "folder")
+    config = from_file(Path("configs/deepcluster.py"), "folder")
     with pytest.raises(config_lib.ConfigError, match=r"cluster.k=0: say into how many clusters.*--job=sweep"):
         config_lib.validate(config)
     config.cluster.method = "pic"

@@ -1,6 +1,6 @@
 """Clustering: arrays in, arrays out.
 
-A clustering is a public module here with `make(config) -> Clusterer`. Those of k-means also have
+A clustering is a public module here with `make(config, nearest) -> Clusterer`. Those of k-means also have
 `kmeans(rows, k, seed)` and `assign(rows, centroids)`, which gives new rows the labels and distances
 that the first would have given them.
 """
@@ -24,19 +24,31 @@ _SQUARABLE = 1e37  # squared norms above this may overflow float32 in a distance
 _CHUNK = 1 << 14  # rows per pass of host arithmetic
 
 
+class Nearest(NamedTuple):
+    """The r centroids that are nearest to each of N rows: `ids` int32 and squared `distances` float32, both [N, r]
+    and nearest first."""
+
+    ids: np.ndarray
+    distances: np.ndarray
+
+
 class Clustering(NamedTuple):
     """N rows in k clusters.
 
     `labels` int32 [N]; `distances` float32 [N], squared L2 to the own centroid; `centroids`
     float32 [k, d]; `info` has `objective` (the sum of squared distances at each search; the last
     entry belongs to the returned labels), `splits` (empty clusters repaired, per iteration),
-    `iterations` (run before a fixed point or the limit) and `empty` (clusters without a row).
+    `iterations` (run before a fixed point or the limit) and `empty` (clusters without a row). `nearest`: what the
+    search that gave the labels found, where more than one centroid was asked for. `certainty` float64 [N], from 0 to 1:
+    what a clustering without centroids says of each row.
     """
 
     labels: np.ndarray
     distances: np.ndarray
     centroids: np.ndarray
     info: dict[str, Any]
+    nearest: Nearest | None = None
+    certainty: np.ndarray | None = None
 
 
 class Chunked(Protocol):
@@ -68,11 +80,14 @@ Clusterer = Callable[[Points, int], Clustering]
 """(this host's points, seed) -> Clustering of the points of all hosts, the same on each; every host must call it."""
 
 
-def get(config: ConfigDict) -> Clusterer:
-    """The clustering that `config.cluster` describes; ConfigError lists what there is."""
+def get(config: ConfigDict, nearest: int = 1) -> Clusterer:
+    """The clustering that `config.cluster` describes; ConfigError lists what there is.
+
+    Those with centroids tell the `nearest` ones of each row.
+    """
     c = config.cluster
     name = f"kmeans_{_kmeans_backend(c.backend)}" if c.method == "kmeans" else c.method
-    made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(config)
+    made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(config, nearest)
     return made
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.cluster import Clustering, _race, own_distances, warn_once
+from jaxclust.cluster import Clustering, Nearest, _race, own_distances, warn_once
 from jaxclust.errors import ConfigError
 
 _NUDGE = 1 / 1024  # how far donor and receiver of a split move, relative to each coordinate
@@ -38,6 +38,7 @@ class Engine(NamedTuple):
 
     size: int  # N
     search: Callable[[np.ndarray], Found]  # of centroids float32 [k, d]
+    rank: Callable[[np.ndarray, int], Nearest]  # (centroids, num) -> the nearest of them to this host's rows [n, num]
     take: Callable[[np.ndarray], np.ndarray]  # ids int [m] -> rows [m, d]
     spread: Callable[[np.ndarray], np.ndarray]  # keys of `_race` uint32 [k] -> k rows far from each other [k, d]
     whole: Callable[[np.ndarray], np.ndarray]  # values of this host's rows [n] -> of all rows by id [N]
@@ -47,7 +48,9 @@ MakeEngine = Callable[[np.ndarray, int], Engine]
 """(this host's rows float32 [n, d], k) -> Engine; DataError for rows that are not finite."""
 
 
-def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Callable[[np.ndarray, int], Clustering]:
+def bind(
+    kmeans: Callable[..., Clustering], settings: ConfigDict, nearest: int
+) -> Callable[[np.ndarray, int], Clustering]:
     """A back end's `kmeans` with the values of `config.cluster`."""
 
     def cluster(rows: np.ndarray, seed: int) -> Clustering:
@@ -59,6 +62,7 @@ def bind(kmeans: Callable[..., Clustering], settings: ConfigDict) -> Callable[[n
             runs=settings.runs,
             init=settings.init,
             reseed_empty=settings.reseed_empty,
+            nearest=nearest,
         )
 
     return cluster
@@ -74,6 +78,7 @@ def run(
     init: str,
     initial_ids: np.ndarray | None,
     reseed_empty: str,
+    nearest: int,
 ) -> Clustering:
     """k-means of rows float32 [N, d]; see `kmeans_faiss.kmeans` for the arguments."""
     _check(runs, init, reseed_empty)
@@ -86,7 +91,8 @@ def run(
         starts = [partial(engine.take, np.asarray(initial_ids))]
     else:
         raise ValueError(f"initial_ids has shape {np.shape(initial_ids)}, not ({k},)")
-    results = (_descend(engine, rows, start(), iterations, reseed_empty) for start in starts)
+    num = min(nearest, k)
+    results = (_descend(engine, rows, start(), iterations, reseed_empty, num) for start in starts)
     return min(results, key=lambda result: result.info["objective"][-1])
 
 
@@ -106,7 +112,7 @@ def _spread(engine: Engine, k: int, seed: int, run: int) -> np.ndarray:
 def assign(make_engine: MakeEngine, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centroid of each row: labels int32 [N] and squared distances float32 [N]."""
     rows = np.ascontiguousarray(rows, np.float32)
-    return _final(make_engine(rows, len(centroids)), rows, np.ascontiguousarray(centroids, np.float32))
+    return final(make_engine(rows, len(centroids)), rows, np.ascontiguousarray(centroids, np.float32), 1)[:2]
 
 
 def check_size(size: int, k: int) -> None:
@@ -134,7 +140,9 @@ def _check(runs: int, init: str, reseed_empty: str) -> None:
         raise ConfigError(f"cluster.reseed_empty={reseed_empty!r} is unknown. There is: {', '.join(_REPAIRS)}.")
 
 
-def _descend(engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations: int, reseed_empty: str) -> Clustering:
+def _descend(
+    engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations: int, reseed_empty: str, num: int
+) -> Clustering:
     """One run from these centroids; stops early where nothing would change any more."""
     repair = _REPAIRS[reseed_empty]
     objective, splits = [], []
@@ -149,17 +157,28 @@ def _descend(engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations
         if np.array_equal(means, centroids):
             break
         centroids = means
-    labels, distances = _final(engine, rows, centroids)
+    labels, distances, nearest = final(engine, rows, centroids, num)
     objective.append(float(distances.sum(dtype=np.float64)))
     empty = int(np.count_nonzero(np.bincount(labels, minlength=len(centroids)) == 0))
     info = {"objective": objective, "splits": splits, "iterations": len(splits), "empty": empty}
-    return Clustering(labels, distances, centroids, info)
+    return Clustering(labels, distances, centroids, info, nearest)
 
 
-def _final(engine: Engine, rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of a last search; the distances are those of the differences, free of cancellation."""
-    labels = engine.search(centroids).own()[0].astype(np.int32)
-    return engine.whole(labels), engine.whole(own_distances(rows, labels, centroids))
+def final(
+    engine: Engine, rows: np.ndarray, centroids: np.ndarray, num: int
+) -> tuple[np.ndarray, np.ndarray, Nearest | None]:
+    """Labels and distances of a last search, and the `num` nearest centroids if there are more than the own one."""
+    found = ranked(engine.rank(centroids, num), rows, centroids)
+    nearest = Nearest(engine.whole(found.ids), engine.whole(found.distances))
+    return nearest.ids[:, 0], nearest.distances[:, 0], nearest if num > 1 else None
+
+
+def ranked(found: Nearest, rows: np.ndarray, centroids: np.ndarray) -> Nearest:
+    """What a search found, the distance to the nearest one from the difference, free of cancellation, and none of the
+    others below it."""
+    ids = np.ascontiguousarray(found.ids, np.int32)
+    own = own_distances(rows, ids[:, 0], centroids)[:, None]
+    return Nearest(ids, np.concatenate([own, np.maximum(found.distances[:, 1:], own)], axis=1))
 
 
 def split(centroids: np.ndarray, counts: np.ndarray, engine: Engine, found: Found) -> tuple[np.ndarray, np.ndarray]:

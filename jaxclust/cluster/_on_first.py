@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import hosts
-from jaxclust.cluster import Clusterer, Clustering, Points, _memory, finite_chunks
+from jaxclust.cluster import Clusterer, Clustering, Nearest, Points, _memory, finite_chunks
 
-_INFO = "info."
+_INFO, _NEAREST = "info.", "nearest."
 
 
 def on_first_host(
@@ -52,11 +52,22 @@ def _gathered(points: Points) -> np.ndarray:
 
 def _packed(found: Clustering) -> dict[str, np.ndarray]:
     info = {_INFO + name: np.asarray(value) for name, value in found.info.items()}
-    return {"labels": found.labels, "distances": found.distances, "centroids": found.centroids, **info}
+    arrays = {"labels": found.labels, "distances": found.distances, "centroids": found.centroids, **info}
+    if found.nearest is not None:
+        arrays |= {_NEAREST + name: value for name, value in found.nearest._asdict().items()}
+    return arrays if found.certainty is None else arrays | {"certainty": found.certainty}
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Clustering:
     info: dict[str, Any] = {
         name.removeprefix(_INFO): value.tolist() for name, value in arrays.items() if name.startswith(_INFO)
     }
-    return Clustering(arrays["labels"], arrays["distances"], arrays["centroids"], info)
+    nearest = {name.removeprefix(_NEAREST): value for name, value in arrays.items() if name.startswith(_NEAREST)}
+    return Clustering(
+        arrays["labels"],
+        arrays["distances"],
+        arrays["centroids"],
+        info,
+        Nearest(**nearest) if nearest else None,
+        arrays.get("certainty"),
+    )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxclust import runtime
-from jaxclust.cluster import _race
+from jaxclust.cluster import Nearest, _race
 from jaxclust.cluster._lloyd import Found
 from jaxclust.ops.distances import nearest
 
@@ -60,6 +60,13 @@ def search(placed: Placed, centroids: np.ndarray) -> Found:
     return Found(float(objectives.sum(dtype=np.float64)), counts, sums, own)
 
 
+def rank(placed: Placed, centroids: np.ndarray, num: int) -> Nearest:
+    """The `num` nearest of centroids float32 [k, d] for each row of this host, [n, num]."""
+    found = _rank(_mesh(), num)(placed.rows, _everywhere(centroids))
+    ids, distances = (part.reshape(-1, num)[: placed.size] for part in runtime.local_rows(found))
+    return Nearest(ids, distances)
+
+
 def spread(placed: Placed, keys: np.ndarray) -> np.ndarray:
     """The rows that k-means++ draws with `keys` uint32 [k], [k, d]."""
     chosen = _programs(_mesh()).spread(placed.rows, placed.ids, _everywhere(keys))
@@ -79,6 +86,15 @@ def _programs(mesh: Mesh) -> _Programs:
         search=jax.jit(jax.shard_map(_search, mesh=mesh, in_specs=rows, out_specs=(split, split, whole, whole, whole))),
         spread=jax.jit(jax.shard_map(_spread, mesh=mesh, in_specs=rows, out_specs=whole)),
     )
+
+
+@functools.cache
+def _rank(mesh: Mesh, num: int) -> Callable[..., Any]:
+    def program(rows: jax.Array, centroids: jax.Array) -> Any:
+        return lax.map(lambda x: nearest(x, centroids, num), rows)
+
+    split = P(runtime.AXIS)
+    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(split, P()), out_specs=split))
 
 
 def _mesh() -> Mesh:

@@ -4,15 +4,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import sparse
 
-from jaxclust.cluster import Clusterer, Clustering, _faiss, _lloyd, _race, require_finite
+from jaxclust.cluster import Clusterer, Clustering, Nearest, _faiss, _lloyd, _race, require_finite
 from jaxclust.cluster._on_first import on_first_host
 
 _CHUNK = 1 << 14  # members are summed in float32 by chunks, and the chunks in float64
 
 
-def make(config: ConfigDict) -> Clusterer:
+def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
     """`kmeans` as `config.cluster` describes it, by host 0 for all."""
-    return on_first_host(_lloyd.bind(kmeans, config.cluster), memory, "kmeans with cluster.backend=faiss", config)
+    cluster = _lloyd.bind(kmeans, config.cluster, nearest)
+    return on_first_host(cluster, memory, "kmeans with cluster.backend=faiss", config)
 
 
 def memory(size: int, dim: int, settings: ConfigDict) -> int:
@@ -30,6 +31,7 @@ def kmeans(
     init: str = "rows",
     initial_ids: np.ndarray | None = None,
     reseed_empty: str = "split",
+    nearest: int = 1,
 ) -> Clustering:
     """Exact k-means of rows float32 [N, d] into k clusters, on all rows, not spherical.
 
@@ -37,9 +39,10 @@ def kmeans(
     lowest objective is kept. `init` draws distinct "rows" or those of "kmeans++", each with a probability in
     proportion to its squared distance to the nearest row drawn before (Arthur and Vassilvitskii 2007). An empty
     cluster takes half of another (`reseed_empty` "split") or the row farthest from its centroid ("farthest").
+    `nearest` is how many centroids the last search tells for each row (at most k), which costs no further one.
     ConfigError for k < 1 or N < k, DataError for rows that are not finite. Source: DeepCluster, Caron et al. 2018.
     """
-    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty)
+    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,9 +60,14 @@ def _engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
         objective = float(distances.sum(dtype=np.float64))
         return _lloyd.Found(objective, counts, _sums(rows, labels, k), lambda: (labels, distances))
 
+    def rank(centroids: np.ndarray, num: int) -> Nearest:
+        distances, ids = _faiss.search(rows, centroids, num)
+        return Nearest(ids, distances)
+
     return _lloyd.Engine(
         size=len(rows),
         search=search,
+        rank=rank,
         take=lambda ids: rows[ids],
         spread=lambda keys: _spread(rows, keys),
         whole=lambda values: values,

@@ -9,9 +9,9 @@ from jaxclust import hosts
 from jaxclust.cluster import Clusterer, Clustering, Points, _lloyd, _sharded, require_finite_everywhere
 
 
-def make(config: ConfigDict) -> Clusterer:
+def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
     """`kmeans` as `config.cluster` describes it."""
-    cluster = _lloyd.bind(kmeans, config.cluster)
+    cluster = _lloyd.bind(kmeans, config.cluster, nearest)
 
     def run(points: Points, seed: int) -> Clustering:
         return cluster(points.array(), seed)
@@ -29,13 +29,14 @@ def kmeans(
     init: str = "rows",
     initial_ids: np.ndarray | None = None,
     reseed_empty: str = "split",
+    nearest: int = 1,
 ) -> Clustering:
     """Exact k-means of rows float32 [N, d] into k clusters; as `kmeans_faiss.kmeans` in every way.
 
     On several hosts `rows` [n, d] are those of this one's ids, and the clustering is that of all N. Compiles once for
     each (N, d, k), or less often. Bit-identical from call to call on the same devices.
     """
-    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty)
+    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +52,7 @@ def _engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
     return _lloyd.Engine(
         size=size,
         search=partial(_sharded.search, placed),
+        rank=partial(_sharded.rank, placed),
         take=partial(_take, rows),
         spread=partial(_sharded.spread, placed),
         whole=partial(hosts.whole, size=size),

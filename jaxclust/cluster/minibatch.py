@@ -16,11 +16,11 @@ from jaxclust import hosts
 from jaxclust.cluster import (
     Clusterer,
     Clustering,
+    Nearest,
     Points,
     _lloyd,
     _race,
     _sharded,
-    own_distances,
     require_finite_everywhere,
 )  # fmt: skip
 from jaxclust.progress import progress
@@ -47,17 +47,19 @@ class Runs(NamedTuple):
         return batch * -(-self.length // hosts.count())
 
 
-def make(config: ConfigDict) -> Clusterer:
+def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
     """`minibatch` as `config.cluster` describes it."""
     c = config.cluster
 
     def run(points: Points, seed: int) -> Clustering:
-        return minibatch(points, c.k, seed, passes=c.iterations, batch_rows=c.batch_rows, init=c.init)
+        return minibatch(points, c.k, seed, passes=c.iterations, batch_rows=c.batch_rows, init=c.init, nearest=nearest)
 
     return run
 
 
-def minibatch(points: Points, k: int, seed: int, *, passes: int, batch_rows: int, init: str = "rows") -> Clustering:
+def minibatch(
+    points: Points, k: int, seed: int, *, passes: int, batch_rows: int, init: str = "rows", nearest: int = 1
+) -> Clustering:
     """Clusters the points float32 [N, d] of all hosts in `passes` over them, in batches of about `batch_rows` rows.
 
     In memory are a batch, the centroids, and labels and distances [N]. `init` draws k distinct "rows", or those of
@@ -85,11 +87,12 @@ def minibatch(points: Points, k: int, seed: int, *, passes: int, batch_rows: int
                 centroids[lost], weights[lost] = _take(points, rng.choice(runs.size, len(lost), replace=False)), 0
                 splits[-1] += len(lost)
                 met[:] = 0
-    labels, distances = _assigned(points, runs, centroids.astype(np.float32))
+    near = _assigned(points, runs, centroids.astype(np.float32), min(nearest, k))
+    labels, distances = near.ids[:, 0], near.distances[:, 0]
     objective.append(float(distances.sum(dtype=np.float64)))
     empty = int(np.count_nonzero(np.bincount(labels, minlength=k) == 0))
     info = {"objective": objective, "splits": splits, "iterations": passes, "empty": empty}
-    return Clustering(labels, distances, centroids.astype(np.float32), info)
+    return Clustering(labels, distances, centroids.astype(np.float32), info, near if nearest > 1 else None)
 
 
 def _runs(size: int, batch_rows: int) -> Runs:
@@ -137,15 +140,15 @@ def _take(points: Points, ids: np.ndarray) -> np.ndarray:
     return hosts.total(taken)
 
 
-def _assigned(points: Points, runs: Runs, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int32 [N] and squared distances float32 [N] of all points, by id."""
+def _assigned(points: Points, runs: Runs, centroids: np.ndarray, num: int) -> Nearest:
+    """The `num` nearest centroids of all points, by id."""
     ids, step = hosts.own_ids(runs.size), runs.most(runs.batch)
-    labels, distances = np.empty(len(ids), np.int32), np.empty(len(ids), np.float32)
+    found = Nearest(np.empty((len(ids), num), np.int32), np.empty((len(ids), num), np.float32))
     for start in range(0, -(-runs.size // hosts.count()), step):  # as often on every host
         own = ids[start : start + step]
         rows = points.read(start, len(own))
         require_finite_everywhere(rows, own)
         part = slice(start, start + len(own))
-        labels[part] = _sharded.search(_sharded.place(rows, own, len(centroids), step), centroids).own()[0]
-        distances[part] = own_distances(rows, labels[part], centroids)
-    return hosts.whole(labels, runs.size), hosts.whole(distances, runs.size)
+        placed = _sharded.place(rows, own, len(centroids), step)
+        found.ids[part], found.distances[part] = _lloyd.ranked(_sharded.rank(placed, centroids, num), rows, centroids)
+    return Nearest(hosts.whole(found.ids, runs.size), hosts.whole(found.distances, runs.size))

@@ -16,8 +16,8 @@ from jaxclust.cluster import neighbours as knn
 from jaxclust.cluster._on_first import on_first_host
 
 
-def make(config: ConfigDict) -> Clusterer:
-    """`pic` as `config.cluster` describes it, by host 0 for all."""
+def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
+    """`pic` as `config.cluster` describes it, by host 0 for all; it has no centroids that are `nearest`."""
     own = config.cluster.pic
     cluster = partial(
         pic,
@@ -54,7 +54,8 @@ def pic(
     Each row has edges to its `neighbours` nearest rows, searched by `backend` ("faiss" or "jax"), of weight
     exp(-squared distance / sigma^2); `alpha` is the share of the graph in each of the power `iterations`. Clusters are
     numbered by their peaks' ids; centroids are means. `info` also has `components` (of the graph) and `merged`
-    (clusters of one row that joined another). Small `alpha` and few neighbours make many small, pure clusters.
+    (clusters of one row that joined another); `certainty` is that of `agreement`.
+    Small `alpha` and few neighbours make many small, pure clusters.
     ConfigError if neighbours >= N, DataError for rows that are not finite.
     """
     rows = np.ascontiguousarray(rows, np.float32)
@@ -73,7 +74,8 @@ def pic(
         "components": int(csgraph.connected_components(graph, directed=False, return_labels=False)),
         "merged": merged,
     }
-    return Clustering(labels, own_distances(rows, labels, centroids), centroids, info)
+    distances, certainty = own_distances(rows, labels, centroids), agreement(found, sigma, labels)
+    return Clustering(labels, distances, centroids, info, certainty=certainty)
 
 
 def affinity(found: knn.Neighbours, sigma: float) -> sparse.csr_array:
@@ -90,6 +92,15 @@ def affinity(found: knn.Neighbours, sigma: float) -> sparse.csr_array:
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph
+
+
+def agreement(found: knn.Neighbours, sigma: float, labels: np.ndarray) -> np.ndarray:
+    """Share of each row's weights exp(-D / sigma^2) that is to neighbours in its own cluster, float64 [N]; 0 of 0."""
+    with np.errstate(over="ignore"):
+        weights = np.exp(-(found.distances / sigma / sigma))
+    own = np.where(labels[found.ids] == labels[:, None], weights, 0).sum(axis=1)
+    whole = weights.sum(axis=1)
+    return np.divide(own, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def power_iteration(graph: sparse.csr_array, alpha: float, iterations: int) -> np.ndarray:

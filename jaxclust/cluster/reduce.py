@@ -1,5 +1,6 @@
 """PCA-whitening of rows that need not fit in memory (DeepCluster, Caron et al. 2018, section 3)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
@@ -81,15 +82,19 @@ def fit(rows: Chunked, dim: int, *, power: float = 1.0) -> tuple[Whitening, dict
 
 
 def transform(rows: Kept, whitening: Whitening, *, l2: bool) -> tuple[Points, int]:
-    """Whitens this host's rows by chunks, with unit rows if `l2`; returns float32 [N, d] kept as `rows` are, and how
-    many rows of all hosts are zero.
-
-    DataError for rows that are not finite.
-    """
-    out, zeros = rows.like((whitening.projection.shape[1],), np.float32), 0
+    """Whitens this host's rows, with unit rows if `l2`; see `mapped`."""
     mean, projection = jax.device_put(tuple(whitening))
+    return mapped(rows, lambda chunk: _whiten(chunk, mean, projection, l2))
+
+
+def mapped(rows: Kept, function: Callable[[Any], Any]) -> tuple[Points, int]:
+    """`function` of this host's rows [n, D], by chunks: float32 [N, d] kept as `rows` are, and how many of the rows
+    of all hosts became zero. DataError for rows that are not finite.
+    """
+    width = jax.eval_shape(function, jax.ShapeDtypeStruct((1, rows.shape[1]), np.float32)).shape[1]
+    out, zeros = rows.like((width,), np.float32), 0
     for chunk in finite_chunks(rows):
-        points = np.asarray(_whiten(chunk, mean, projection, l2))
+        points = np.asarray(function(chunk))
         zeros += int(np.count_nonzero(np.einsum("nd,nd->n", points, points) < _ZERO))
         out.append(points)
     return out.finish(), int(hosts.total(np.asarray(zeros)))

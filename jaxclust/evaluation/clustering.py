@@ -229,7 +229,24 @@ def measure(predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, conf
     found = sizes(clusters, None)
     if labels is None:
         return found
-    return scores(clusters, labels, config.evaluate.nmi_average) | found
+    values = scores(clusters, labels, config.evaluate.nmi_average) | found
+    if "certainty" in predictions:
+        values |= certainty_auc(clusters, predictions["certainty"], labels)
+    return values
+
+
+def certainty_auc(clusters: ArrayLike, certainty: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """How well certainty [N] tells images of their cluster's most frequent class from others: the area under the ROC
+    curve, 0.5 for guessing. Empty where all are of it, or none is."""
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    known = (labels >= 0) & (clusters >= 0)
+    table, _, classes = contingency(clusters, labels)
+    cluster_ids = np.unique(clusters[known], return_inverse=True)[1]
+    majority = classes[np.asarray(table.argmax(axis=1)).ravel()]
+    right = majority[cluster_ids] == labels[known]
+    if right.all() or not right.any():
+        return {}
+    return {"certainty_auc": float(sklearn_metrics.roc_auc_score(right, np.asarray(certainty)[known]))}
 
 
 def _known(a: ArrayLike, b: ArrayLike) -> tuple[Ids, Ids]:

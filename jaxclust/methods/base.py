@@ -67,6 +67,7 @@ class Refreshed(NamedTuple):
     cluster: np.ndarray | None = None  # int32 [N]: the assignment, for the cluster log
     distance: np.ndarray | None = None  # float32 [N]
     metrics: Mapping[str, float] = {}
+    record: Mapping[str, np.ndarray] = {}  # further arrays [N] for the cluster log
 
 
 class Method(NamedTuple):
@@ -82,6 +83,8 @@ class Method(NamedTuple):
     """(params, extra, images, layers=()) -> features [B, D], or {layer: map [B, H, W, C]}; evaluation mode.
 
     The layer "feature" is the feature [B, D]. ConfigError on a layer that does not exist."""
+    look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
+    """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
     predict: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
     """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode."""
     refresh: Callable[[TrainState, Targets, Matrix, jax.Array], Refreshed] | None = None

@@ -7,7 +7,9 @@ Departures: clusters are sampled uniformly as the paper says (the published code
 optimisers, the restarts of k-means and partial whitening are settings.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import cluster
-from jaxclust.cluster import Points, reduce
+from jaxclust.cluster import Clusterer, Clustering, Points, reduce
 from jaxclust.cluster.reduce import Matrix, Whitening
 from jaxclust.errors import CollapseError, ConfigError
 from jaxclust.methods import classifier
@@ -26,8 +28,42 @@ from jaxclust.ops.distances import nearest, whiten
 FAR = 1e9  # where unused centroids lie: further from every row than any used one
 
 
+class Space(NamedTuple):
+    """Where images are clustered. Here: the space of features, PCA-whitened."""
+
+    look: Callable[[Params, Extra, jax.Array], jax.Array] | None  # (params, extra, images) -> rows [B, D]; None: f
+    first: Callable[[int, int, int], Any]  # (N, D, length of the feature) -> what `fit` gives, of zeros
+    fit: Callable[[Matrix, int], tuple[Any, Points, dict[str, float]]]
+    """(rows [N, D], length of the feature) -> what is fitted, the points [N, d], metrics; anew in every round."""
+    project: Callable[[Any, jax.Array], jax.Array]  # (what is fitted, rows [B, D]) -> points [B, d]
+
+
+class Weighed(NamedTuple):
+    """What images weigh in the loss: `weight` float32 [N] with mean 1, metrics, and arrays [N] to be recorded."""
+
+    weight: np.ndarray
+    metrics: Mapping[str, float] = {}
+    record: Mapping[str, np.ndarray] = {}
+
+
 def make(config: ConfigDict, info: DataInfo) -> Method:
     """DeepCluster with the network, clustering and sizes of `config`; ConfigError if N < k."""
+    c = classifier.classifier(config, info)
+    return build(config, info, c, space(config), alike)
+
+
+def build(
+    config: ConfigDict,
+    info: DataInfo,
+    c: Classifier,
+    space: Space,
+    weigh: Callable[[Clustering, int], Weighed],
+    nearest: int = 1,
+) -> Method:
+    """The method that clusters in `space`, and asks `weigh` (clustering, number of the round) what images weigh.
+
+    The clustering tells the `nearest` centroids of each image.
+    """
     k, neighbours = cluster.asked(config.cluster), config.cluster.pic.neighbours
     if k is not None and info.size < k:
         raise ConfigError(f"config.cluster.k={k} clusters need at least {k} images; there are {info.size}. Lower k")
@@ -35,29 +71,60 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         raise ConfigError(
             f"config.cluster.pic.neighbours={neighbours} must be less than the number of images, which is {info.size}"
         )
-    cluster.get(config)  # a missing or doubled wheel is found before any work
-    c = classifier.classifier(config, info)
+    clusterer = cluster.get(config, nearest)  # a missing or doubled wheel is found before any work
     return Method(
-        init=partial(init, config, info, c),
+        init=partial(init, config, info, c, space),
         loss=partial(classifier.loss, c),  # Eq. 1, with pseudo-labels as targets
         embed=partial(classifier.embed, c),
-        predict=partial(predict, config, c),
-        refresh=partial(refresh, config, c),
+        look=space.look,
+        predict=partial(predict, c, space),
+        refresh=partial(refresh, config, c, space, clusterer, weigh),
         fresh=("top", "centroids"),
         num_clusters=k,
     )
 
 
-def init(config: ConfigDict, info: DataInfo, c: Classifier, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-    """New parameters; `extra` has the batch statistics, and what the last clustering found."""
+def space(config: ConfigDict) -> Space:
+    """The feature, PCA-whitened as `config.cluster` says (the paper's implementation details)."""
+    settings = config.cluster
+
+    def first(size: int, width: int, feature: int) -> Whitening:
+        dim = reduce.reduced_dim(size, width, settings.pca_dim)
+        return Whitening(jnp.zeros(width, jnp.float32), jnp.zeros((width, dim), jnp.float32))
+
+    def fit(rows: Matrix, feature: int) -> tuple[Whitening, Points, dict[str, float]]:
+        power = settings.whiten_power if settings.whiten else 0.0
+        whitening, info = reduce.fit(rows, settings.pca_dim, power=power)
+        points, zero_rows = reduce.transform(rows, whitening, l2=settings.l2)
+        return whitening, points, {"features/kept_variance": info["variance"], "features/zero_rows": float(zero_rows)}
+
+    def project(whitening: Whitening, rows: jax.Array) -> jax.Array:
+        return whiten(rows, *whitening, l2=settings.l2)
+
+    return Space(None, first, fit, project)
+
+
+def alike(found: Clustering, round_: int) -> Weighed:
+    """Every image weighs 1."""
+    return Weighed(np.ones(len(found.labels), np.float32))
+
+
+def init(
+    config: ConfigDict, info: DataInfo, c: Classifier, space: Space, rng: jax.Array, batch: Batch
+) -> tuple[Params, Extra]:
+    """New parameters; `extra` has the batch statistics, what the last clustering found, and how many there were."""
     outputs = num_outputs(config, 1)
-    params, extra, width = classifier.init(c, rng, batch, outputs)
-    dim = reduce.reduced_dim(info.size, width, config.cluster.pca_dim)
+    params, extra, feature = classifier.init(c, rng, batch, outputs)
+    images = next(iter(batch["views"].values()))
+    rows = jax.eval_shape(space.look or partial(classifier.embed, c), params, extra, images)
+    fitted = space.first(info.size, rows.shape[1], feature)
+    dim = jax.eval_shape(space.project, fitted, rows).shape[1]
     return params, merge(
         extra,
         num_outputs=jnp.full((), outputs, jnp.int32),
-        whitening=Whitening(jnp.zeros(width, jnp.float32), jnp.zeros((width, dim), jnp.float32)),
+        space=fitted,
         centroids=jnp.zeros((outputs, dim), jnp.float32),
+        rounds=jnp.zeros((), jnp.int32),
     )
 
 
@@ -67,11 +134,13 @@ def num_outputs(config: ConfigDict, found: int) -> int:
     return cluster.asked(config.cluster) or max(2, -(-found // bucket) * bucket)
 
 
-def predict(config: ConfigDict, c: Classifier, params: Params, extra: Extra, images: jax.Array) -> dict[str, jax.Array]:
+def predict(c: Classifier, space: Space, params: Params, extra: Extra, images: jax.Array) -> dict[str, jax.Array]:
     """Nearest centroid; score (d2 - d1) / (d2 + d1) of its squared distance and the next, from 0 (tie) to 1."""
     feature = classifier.embed(c, params, extra, images)
-    mean, projection = extra["whitening"]
-    ids, distances = nearest(whiten(feature, mean, projection, l2=config.cluster.l2), extra["centroids"], 2)
+    # XLA sees that both are of one pass through f.
+    rows = space.look(params, extra, images) if space.look else feature
+    point = space.project(extra["space"], rows)
+    ids, distances = nearest(point, extra["centroids"], 2)
     own, other = distances[:, 0], distances[:, 1]
     logits = classifier.logits(c, params, feature)
     used = jnp.arange(logits.shape[1]) < extra["num_outputs"]
@@ -84,41 +153,46 @@ def predict(config: ConfigDict, c: Classifier, params: Params, extra: Extra, ima
 
 
 def refresh(
-    config: ConfigDict, c: Classifier, state: TrainState, targets: Targets, rows: Matrix, rng: jax.Array
+    config: ConfigDict,
+    c: Classifier,
+    space: Space,
+    clusterer: Clusterer,
+    weigh: Callable[[Clustering, int], Weighed],
+    state: TrainState,
+    targets: Targets,
+    rows: Matrix,
+    rng: jax.Array,
 ) -> Refreshed:
-    """Clusters the features and makes each image's cluster its pseudo-label."""
+    """Clusters the images and makes the cluster of each its pseudo-label."""
     cluster_rng, top_rng = jax.random.split(rng)
-    whitening, points, metrics = reduced(config, rows)
-    found = clustered(config, points, cluster_rng)
+    feature, round_ = state.params["top"]["kernel"].shape[0], int(state.extra["rounds"])
+    fitted, points, metrics = space.fit(rows, feature)
+    found = clustered(config, clusterer, points, cluster_rng)
     target, used = contiguous(found.labels)
     outputs = num_outputs(config, len(found.centroids))
     centroids = np.full((outputs, points.shape[1]), FAR, np.float32)
     centroids[: len(found.centroids)] = found.centroids
+    weighed = weigh(found, round_)
     return Refreshed(
         # The ids of two clusterings are unrelated, so the classifier cannot stay.
-        params=merge(state.params, top=classifier.new_top(c, top_rng, rows.shape[1], outputs)),
-        extra=merge(state.extra, num_outputs=np.int32(used), whitening=whitening, centroids=centroids),
+        params=merge(state.params, top=classifier.new_top(c, top_rng, feature, outputs)),
+        extra=merge(
+            state.extra, num_outputs=np.int32(used), space=fitted, centroids=centroids, rounds=np.int32(round_ + 1)
+        ),
         target=target,
-        weight=np.ones(len(target), np.float32),
+        weight=weighed.weight,
         ids=np.arange(len(target), dtype=np.int32),
         cluster=found.labels,
         distance=found.distances,
-        metrics={**metrics, "clusters/objective": found.info["objective"][-1]},
+        metrics={**metrics, "clusters/objective": found.info["objective"][-1], **weighed.metrics},
+        record=weighed.record,
     )
 
 
-def reduced(config: ConfigDict, rows: Matrix) -> tuple[Whitening, Points, dict[str, float]]:
-    """PCA-whitening of the features, fitted anew, and the points it gives (the paper's implementation details)."""
-    c = config.cluster
-    whitening, info = reduce.fit(rows, c.pca_dim, power=c.whiten_power if c.whiten else 0.0)
-    points, zero_rows = reduce.transform(rows, whitening, l2=c.l2)
-    return whitening, points, {"features/kept_variance": info["variance"], "features/zero_rows": float(zero_rows)}
-
-
-def clustered(config: ConfigDict, points: Points, rng: jax.Array) -> cluster.Clustering:
+def clustered(config: ConfigDict, clusterer: Clusterer, points: Points, rng: jax.Array) -> Clustering:
     """The clustering of all points, k-means (Eq. 2) or PIC; CollapseError if fewer than two clusters hold images."""
     seed = config.cluster.seed if config.cluster.seed >= 0 else int(jax.random.randint(rng, (), 0, 2**31 - 1))
-    found = cluster.get(config)(points, seed)
+    found = clusterer(points, seed)
     if len(np.unique(found.labels)) < 2:
         raise CollapseError(
             f"all {points.shape[0]:,} images fell into one cluster: the features are constant. Likely causes: "

@@ -35,6 +35,19 @@ def get(config: ConfigDict) -> nn.Module:
     return network
 
 
+def low_layers(config: ConfigDict, image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The maps of `config.uad.low_layers`, by default the network's own LOW_LAYERS or its first two; ConfigError
+    lists what there is."""
+    known = map_names(get(config), image_shape)
+    own = ",".join(getattr(networks()[config.model.name], "LOW_LAYERS", known[:2]))
+    chosen = tuple(name.strip() for name in (config.uad.low_layers or own).split(","))
+    for name in chosen:
+        if name not in known:
+            there_is = f"There is: {', '.join(known)}."
+            raise ConfigError(f"config.uad.low_layers: {name!r} is unknown{did_you_mean(name, known)} {there_is}")
+    return chosen
+
+
 def map_names(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the maps that a network records of images of `image_shape` [H, W, C], conv2 before conv10."""
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")

@@ -86,11 +86,11 @@ def adaptive_mean(x: jax.Array, side: int) -> jax.Array:
     _, height, width, _ = x.shape
     if height == width == side:
         return x
-    rows, columns = jnp.asarray(_cells(height, side), x.dtype), jnp.asarray(_cells(width, side), x.dtype)
+    rows, columns = jnp.asarray(cells(height, side), x.dtype), jnp.asarray(cells(width, side), x.dtype)
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def _cells(size: int, side: int) -> np.ndarray:
+def cells(size: int, side: int) -> np.ndarray:
     """Weight of each of `size` positions in each of `side` cells, [side, size]."""
     cell, position = np.arange(side)[:, None], np.arange(size)
     inside = (position >= cell * size // side) & (position < -(-(cell + 1) * size // side))

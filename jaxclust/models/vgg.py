@@ -17,6 +17,9 @@ from jaxclust.models.layers import adaptive_mean, conv_norm, dense_init, max_poo
 NETWORKS = {"vgg16": (2, 2, 3, 3, 3)}
 """Convolutions in each of the five blocks."""
 
+LOW_LAYERS = ("conv2", "conv4")
+"""Where its first two blocks end."""
+
 MULTIPLES = (1, 2, 4, 8, 8)
 """Channels of each block, in those of the first."""
 

@@ -1,7 +1,5 @@
 """What happens between rounds: features of every image, the method's refresh, and its record."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -23,7 +21,7 @@ def refresh(
     After the last step nothing is left to train: only `extra` (such as centroids) is taken over, and the recorded
     assignment is what `predict` will say of the same images. A stage without steps takes everything.
     """
-    rows = run(stage, state, stage.embed, "features")["features"]
+    rows = run(stage, state, stage.look, "features")["features"]
     key = runtime.key(stage.config.seed, stage.name, "refresh", step)
     assert stage.method.refresh is not None
     refreshed = stage.method.refresh(jax.device_get(state), targets, rows, key)
@@ -54,26 +52,30 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, st
     if refreshed.cluster is None:
         return {}
     if hosts.is_first():
-        _write(stage.workdir / "assignments" / stage.name / f"{step // stage.lengths.round}.npz", refreshed)
+        _write(stage, f"{step // stage.lengths.round}.npz", refreshed)
     values = clustering.sizes(refreshed.cluster, stage.method.num_clusters)
     if targets.refreshed_at >= 0:
         average = stage.config.evaluate.nmi_average
         values["clusters/nmi_prev"] = clustering.nmi(targets.target, refreshed.cluster, average)
         values["clusters/changed"] = clustering.changed(targets.target, refreshed.cluster)
-    scores = suite.evaluate({"cluster": refreshed.cluster}, stage.split.labels, stage.config, lambda: rows)
+    found = {"cluster": refreshed.cluster, **refreshed.record}
+    scores = suite.evaluate(found, stage.split.labels, stage.config, lambda: rows)
     return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}
 
 
-def _write(path: Path, refreshed: Refreshed) -> None:
+def _write(stage: Stage, name: str, refreshed: Refreshed) -> None:
+    """assignments/<stage>/<name>, and what else the method recorded to uncertainty/<stage>/<name>."""
     assert refreshed.cluster is not None
-    with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            id=np.arange(len(refreshed.cluster), dtype=np.int32),
-            cluster=refreshed.cluster.astype(np.int32),
-            distance=np.asarray(refreshed.distance, np.float32),
-            weight=refreshed.weight,
-        )
+    arrays = {
+        "id": np.arange(len(refreshed.cluster), dtype=np.int32),
+        "cluster": refreshed.cluster.astype(np.int32),
+        "distance": np.asarray(refreshed.distance, np.float32),
+        "weight": refreshed.weight,
+    }
+    written = {"assignments": arrays} | ({"uncertainty": arrays | {**refreshed.record}} if refreshed.record else {})
+    for kind, of_kind in written.items():
+        with replacing(stage.workdir / kind / stage.name / name) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **of_kind)
 
 
 def std_of_unit_rows(rows: Rows) -> float:

@@ -39,6 +39,7 @@ class Stage(NamedTuple):
     optimizer: Optimizer
     step: train_step.Step
     embed: Program
+    look: Program  # what refresh sees
     predict: Program | None
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
@@ -92,9 +93,10 @@ def prepare(
         snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split))
         return donor.restore_body(snapshot, method.fresh) if donor else snapshot
 
+    embed = compile_for(method.embed, mesh)
     return Stage(
         name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
-        compile_for(method.embed, mesh),
+        embed, compile_for(method.look, mesh) if method.look else embed,
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes,
     )  # fmt: skip
