@@ -7,8 +7,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from jaxclust import hosts
-
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -19,7 +17,7 @@ def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> It
 
     The bar goes away when it is full, since a line of results follows it. Of several hosts only the first shows it.
     """
-    if not hosts.is_first():
+    if not _is_first_host():
         yield from items
         return
     if sys.stderr.isatty():
@@ -33,3 +31,11 @@ def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> It
             left = (now - start) / done * (total - done) if done else float("nan")
             print(f"{title}: {done:,} of {total:,} {unit}, {left:,.0f} s left", file=sys.stderr, flush=True)
         yield item
+
+
+def _is_first_host() -> bool:
+    if "jax" not in sys.modules:  # a report starts without it
+        return True
+    from jaxclust import hosts
+
+    return hosts.is_first()

@@ -75,7 +75,7 @@ def clusterings():
         found[repair] = kmeans_jax.kmeans(mine, 9, 0, initial_ids=equal, reseed_empty=repair)
     found["few"] = kmeans_jax.kmeans(own(x[:2]).array(), 2, 0)
     arrays = {}
-    for name, (labels, distances, centroids, info) in found.items():
+    for name, (labels, distances, centroids, info, *_) in found.items():
         arrays |= {f"{name}/labels": labels, f"{name}/distances": distances, f"{name}/centroids": centroids}
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in info.items()}
     return arrays

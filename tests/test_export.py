@@ -207,7 +207,7 @@ def test_parameters_are_those_of_the_checkpoint(digits):
     }
     found = load_file(digits / "export" / "params.safetensors")
     assert found.keys() == expected.keys()
-    assert {"params.body.block1_conv.kernel", "batch_stats.block1_norm.mean", "whitening.projection"} < found.keys()
+    assert {"params.body.block1_conv.kernel", "batch_stats.block1_norm.mean", "space.projection"} < found.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
         np.testing.assert_array_equal(found[name], value)

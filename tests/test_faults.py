@@ -123,8 +123,10 @@ def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path):
     assert_same_outcome(uninterrupted, workdir)
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.medium), pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_once_and_exits_75(uninterrupted, tmp_path, number):
     workdir = tmp_path / "stopped"
     process = start(workdir, "--config.save_every=never")

@@ -170,7 +170,7 @@ def test_host_0_alone_writes(several, one):
     assert environment["hosts"] == several[0] and environment["devices_used"] == 2 * several[0]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_goes_on_on_four_one_and_two_hosts_of_four(tmp_path, one):
     on_hosts.train(tmp_path / "run", "float64", runtime__devices=8, rounds=1)
     shutil.copytree(tmp_path / "run", tmp_path / "hosts")

@@ -308,7 +308,7 @@ def test_kept_layers_and_layers_made_anew_train_the_same_probes(tmp_path):
             assert a == pytest.approx(b, abs=1e-4)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_augmented_probes_with_ten_crops_stop_and_go_on(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(256, size=(90, 16, 16, 1), dtype=np.uint8)
     pixels[np.arange(90) % 10 == 3, 4:12, 4:12] = 255
@@ -332,7 +332,7 @@ def test_augmented_probes_with_ten_crops_stop_and_go_on(tmp_path, monkeypatch):
     assert curves["conv1"][-1]["top1"] > 0.1
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_trained_network_is_better_than_random_weights_from_end_to_end(tmp_path):
     arguments = ["--config.evaluate.suite=linear,knn,retrieval,kmeans,lowlabel,clustering"]
     arguments += ["--config.evaluate.linear.epochs=15", "--config.evaluate.linear.lr=0.1"]
@@ -420,7 +420,7 @@ def test_a_rate_that_is_too_high_is_named(tmp_path):
         probed(linear_config(evaluate__linear__lr=1e30, evaluate__linear__layers="conv1"), tmp_path)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_hosts_compare_as_one_does(tmp_path):
     file = feature_file(tmp_path / "rows.npz", n=203)
     arguments = ["--job=evaluate", file, SUITE, "--config.cluster.k=4", "--config.cluster.backend=jax"]

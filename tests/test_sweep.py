@@ -600,8 +600,13 @@ def assert_same_runs(names, whole, workdir):
         assert (workdir / name / "assignments.csv").read_bytes() == (whole / name / "assignments.csv").read_bytes()
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.medium),
+    ],
+)
 def test_a_sweep_that_was_stopped_goes_on(number, code, done, digits, tmp_path):
     over = ["--over=cluster.k=3", "--over=seed=0,1"]
     first = process(tmp_path / "sweep", digits, *over)

@@ -83,8 +83,6 @@ class Method(NamedTuple):
     """(params, extra, images, layers=()) -> features [B, D], or {layer: map [B, H, W, C]}; evaluation mode.
 
     The layer "feature" is the feature [B, D]. ConfigError on a layer that does not exist."""
-    look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
-    """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
     predict: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
     """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode."""
     refresh: Callable[[TrainState, Targets, Matrix, jax.Array], Refreshed] | None = None
@@ -98,6 +96,8 @@ class Method(NamedTuple):
     stands under these names may change its shape."""
     num_clusters: int | None = None  # how many clusters `predict` tells apart; None: as many as are found
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
+    look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
+    """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
 
 
 def contiguous(labels: np.ndarray) -> tuple[np.ndarray, int]:

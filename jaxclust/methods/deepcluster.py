@@ -125,6 +125,7 @@ def init(
         space=fitted,
         centroids=jnp.zeros((outputs, dim), jnp.float32),
         rounds=jnp.zeros((), jnp.int32),
+        counted_at=jnp.full((), -1, jnp.int32),
     )
 
 
@@ -165,19 +166,27 @@ def refresh(
 ) -> Refreshed:
     """Clusters the images and makes the cluster of each its pseudo-label."""
     cluster_rng, top_rng = jax.random.split(rng)
-    feature, round_ = state.params["top"]["kernel"].shape[0], int(state.extra["rounds"])
+    feature = state.params["top"]["kernel"].shape[0]
+    # A run that goes on clusters once more where it had ended, which is the same round.
+    again = int(state.extra["counted_at"]) == int(state.step)
+    rounds = int(state.extra["rounds"]) + (not again)
     fitted, points, metrics = space.fit(rows, feature)
     found = clustered(config, clusterer, points, cluster_rng)
     target, used = contiguous(found.labels)
     outputs = num_outputs(config, len(found.centroids))
     centroids = np.full((outputs, points.shape[1]), FAR, np.float32)
     centroids[: len(found.centroids)] = found.centroids
-    weighed = weigh(found, round_)
+    weighed = weigh(found, rounds - 1)
     return Refreshed(
         # The ids of two clusterings are unrelated, so the classifier cannot stay.
         params=merge(state.params, top=classifier.new_top(c, top_rng, feature, outputs)),
         extra=merge(
-            state.extra, num_outputs=np.int32(used), space=fitted, centroids=centroids, rounds=np.int32(round_ + 1)
+            state.extra,
+            num_outputs=np.int32(used),
+            space=fitted,
+            centroids=centroids,
+            rounds=np.int32(rounds),
+            counted_at=np.int32(state.step),
         ),
         target=target,
         weight=weighed.weight,
