@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 .PHONY: help setup run test check test-slow test-integration bench clean
 
