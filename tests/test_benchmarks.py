@@ -42,7 +42,7 @@ def test_clustering_at_scale_agrees_with_faiss(tmp_path):
     assert "Objective, ours / faiss: 1.0000" in text and "Peak memory 0." in text
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_train_steps_are_compared(tmp_path):
     text = benchmark("train_step", tmp_path)
     assert text.count("| train |") == text.count("| features |") == 1

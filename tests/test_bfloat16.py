@@ -122,7 +122,7 @@ def clustered(workdir, dtype, seed=0):
     return json.loads((workdir / "results.json").read_text())
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_digits_are_clustered_as_well_as_float32_must(tmp_path):
     """The bounds of float32 in test_quality.py."""
     results = clustered(tmp_path / "run", "bfloat16")

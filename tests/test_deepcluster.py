@@ -93,7 +93,7 @@ def groups_of_shapes():
     return np.stack(images), np.asarray(labels, np.int32)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_18_groups_of_shapes_are_learnt(tmp_path):
     images, labels = groups_of_shapes()
     good = 0

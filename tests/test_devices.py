@@ -122,7 +122,7 @@ def test_what_the_user_says_is_not_measured(monkeypatch, tmp_path, field, value)
     assert devices.choose(config, tmp_path, lambda config: 0).runtime[field] == value and not tried
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_number_of_devices(monkeypatch, tmp_path):
     workdir = tmp_path / "run"
     monkeypatch.setattr(devices, "QUICK_STEP", 0.0)

@@ -390,7 +390,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("slow", "text"),
     [
-        pytest.param("steps", "step 20\n", marks=pytest.mark.medium),
+        pytest.param("steps", "step 20\n", marks=pytest.mark.slow),
         pytest.param("clustering", "clustering", marks=pytest.mark.slow),
     ],
 )

@@ -18,7 +18,7 @@ SCRIPT = "import runpy; runpy.run_module('on_hosts', run_name='__main__')"
 GO_ON = "import on_hosts, pathlib; on_hosts.train(pathlib.Path(sys.argv[1]), 'float64', runtime__devices=0)"
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def several(request, tmp_path_factory):
     """What so many hosts saw and wrote: (their number, folder)."""
     workdir = tmp_path_factory.mktemp(f"hosts{request.param}")

@@ -297,7 +297,7 @@ def safetensors_file(path):
     return safe_open(path, "numpy")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_kept_layers_and_layers_made_anew_train_the_same_probes(tmp_path):
     config = linear_config(evaluate__linear__layers="conv2,feature")
     kept = probed(config, tmp_path / "a")

@@ -622,7 +622,7 @@ def test_a_sweep_that_was_stopped_goes_on(number, code, done, digits, tmp_path):
     assert_same_runs(["cluster.k=3,seed=0", "cluster.k=3,seed=1"], done, tmp_path / "sweep")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_path):
     names, over = ["cluster.k=3,seed=0", "cluster.k=4,seed=0"], ["--over=cluster.k=3,4", "--over=seed=0"]
     with contextlib.ExitStack() as locks:  # so that both begin at the same moment
