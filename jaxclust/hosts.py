@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from jaxclust import watch
 from jaxclust.errors import HostError
-from jaxclust.heartbeats import Place
+from jaxclust.heartbeats import Place, tick, uncounted
 
 BLOCK_BYTES = 64 * 2**20  # what goes around at once, over all hosts
 WAIT_SECONDS = 7 * 24 * 3600  # a barrier ends earlier only because a host is lost, which the watcher sees
@@ -230,9 +230,11 @@ def from_first(make: Callable[[], dict[str, np.ndarray]], what: str, deadline: f
     if count() == 1:
         return make()
     key = f"jaxclust/first/{next(_calls)}"
+    tick()
     if is_first():
         try:
-            arrays = {name: np.asarray(array, order="C") for name, array in make().items()}
+            with uncounted():
+                arrays = {name: np.asarray(array, order="C") for name, array in make().items()}
         except Exception as error:
             said = {"error": str(error) or repr(error), "exit_code": getattr(error, "exit_code", 1)}
             store().key_value_set(key, json.dumps(said))
@@ -284,6 +286,7 @@ def _regrouped(chunks: Iterable[np.ndarray], step: int) -> Iterator[np.ndarray]:
 
 def _all(block: np.ndarray) -> np.ndarray:
     """[count(), *block.shape] of the blocks of all hosts."""
+    tick()
     flat = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
     parts = np.ascontiguousarray(multihost_utils.process_allgather(flat))
     return parts.view(block.dtype).reshape(count(), *block.shape)

@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(command: Command) -> None:
     """Runs the job, on several hosts if this process is one of several."""
-    from jaxclust import hosts, runtime  # here, so that a wrong command line is answered at once
+    import jax  # here, so that a wrong command line is answered at once
+
+    from jaxclust import hosts, runtime
 
     runtime.start(command.config)
     job = plugins.load("jaxclust.jobs", command.job, "--job", "run")
@@ -66,10 +68,13 @@ def run(command: Command) -> None:
     runtime.tensorflow()  # a slow disk may hold its import up, and now nobody counts the seconds yet
     heartbeat = command.config.runtime.heartbeat
     hosts.join(place, heartbeat)
-    if place.process:
+    if place.process:  # host 0 speaks and warns for all, but for errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where libraries write too
+        logging.getLogger().setLevel(logging.ERROR)
     try:
-        with watch.together(place, hosts.store(), heartbeat):
+        patience = command.config.runtime.deadline + 2 * heartbeat  # a clustering on host 0 has its say before
+        with watch.together(place, hosts.store(), heartbeat, patience):
+            runtime.require_equal_hosts(jax.devices())
             job.run(command.config, command.workdir, command.options)
     finally:
         hosts.leave()

@@ -7,16 +7,19 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from jaxclust.heartbeats import tick
+
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> Iterator[T]:
-    """Yields `items` and shows how many of `total` are done; a short job shows nothing.
+    """Yields `items`, each a piece of work that is done, and shows how many of `total`; a short job shows nothing.
 
     The bar goes away when it is full, since a line of results follows it. Of several hosts only the first shows it.
     """
+    items = _counted(items)
     if not _is_first_host():
         yield from items
         return
@@ -30,6 +33,12 @@ def progress(items: Iterable[T], total: int, title: str, unit: str = "it") -> It
             last = now
             left = (now - start) / done * (total - done) if done else float("nan")
             print(f"{title}: {done:,} of {total:,} {unit}, {left:,.0f} s left", file=sys.stderr, flush=True)
+        yield item
+
+
+def _counted(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        tick()
         yield item
 
 

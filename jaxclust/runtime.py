@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,9 @@ AXIS = "data"  # the one axis of the one mesh
 def start(config: ConfigDict) -> None:
     """Sets JAX up for `config.runtime`; to be called before anything runs on a device."""
     jax.config.update("jax_enable_x64", config.runtime.dtype == "float64")
-    if os.environ.get("TPU_SKIP_MDS_QUERY"):  # JAX has found no TPU: libtpu, if installed to plan for one, complains
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    if os.environ.get("TPU_SKIP_MDS_QUERY") and "TPU_WORKER_HOSTNAMES" not in os.environ:
+        # JAX has found no TPU: libtpu, if installed to plan for one, complains.
+        os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     if config.runtime.cpu_devices or jax.config.values["jax_num_cpu_devices"] < 0:  # negative: nobody has decided yet
         jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices or cores())
@@ -65,6 +67,22 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+def require_equal_hosts(devices: Sequence[jax.Device]) -> None:
+    """ConfigError unless each host has as many of the `devices` as the others; every host with the same message.
+
+    A mesh over them splits batches evenly over devices, and what hosts tell each other goes around over all of them.
+    """
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) <= 1:
+        return
+    having = {count: [str(host) for host in sorted(counts) if counts[host] == count] for count in counts.values()}
+    there = "; ".join(f"host {', '.join(those)}: {count}" for count, those in sorted(having.items()))
+    raise ConfigError(
+        f"all hosts must have equally many devices, and these have ({there}). Give each process as many GPUs or TPU "
+        "chips as the others; CPUs are split alike by config.runtime.cpu_devices, which counts cores if it is 0"
+    )
 
 
 def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,6 +5,7 @@ looks at the heartbeats of the others, and ends the process when one is missing.
 """
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -19,17 +20,19 @@ from typing import Any, NoReturn
 from jaxclust.errors import HostError, JaxclustError, Stopped
 from jaxclust.heartbeats import End, Heartbeats, Place
 
+LAST_WORDS = 0.1  # seconds between talks of a host that is about to end, and so hears soon who else does
 A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds; who waits so long is ended by the watch
 
 
 @contextmanager
-def together(place: Place, store: Any, heartbeat: float) -> Iterator[None]:
+def together(place: Place, store: Any, heartbeat: float, patience: float = math.inf) -> Iterator[None]:
     """Runs the block on all hosts: each waits for the others at its end, and ends when one of them does not get there.
 
-    `store` has the methods of JAX's distributed client. An error ends the process here, so that nothing waits for
-    hosts that are gone; only Stopped, which all hosts raise after the same step, passes.
+    `store` has the methods of JAX's distributed client; `heartbeat` and `patience` are seconds without a sign of life
+    of a host, and without work on any of them (see `Heartbeats`). An error ends the process here, so that nothing
+    waits for hosts that are gone; only Stopped, which all hosts raise after the same step, passes.
     """
-    watch = _Watch(place, store, heartbeat)
+    watch = _Watch(place, store, heartbeat, patience)
     watch.start()
     try:
         yield
@@ -48,9 +51,9 @@ def connect(address: str, seconds: float) -> None:
 
 
 class _Watch:
-    def __init__(self, place: Place, store: Any, heartbeat: float):
+    def __init__(self, place: Place, store: Any, heartbeat: float, patience: float):
         self._place, self._store, self._heartbeat = place, store, heartbeat
-        self._beats = Heartbeats(place, store, heartbeat)
+        self._beats = Heartbeats(place, store, heartbeat, patience)
         self._over, self._wake, self._leaving = threading.Event(), threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._guard)]
 
@@ -89,7 +92,7 @@ class _Watch:
         while not self._over.is_set():
             with suppress(Exception):  # of any kind: what counts is that there is no answer
                 self._beats.talk()
-            self._wake.wait(self._beats.interval)
+            self._wake.wait(LAST_WORDS if self._beats.end else self._beats.interval)
             self._wake.clear()
 
     def _guard(self) -> None:
@@ -122,6 +125,7 @@ class _Watch:
         if not own:
             living = beats.living()
             _until(lambda: all(beats.ended(host) for host in living), self._heartbeat)
+            time.sleep(10 * LAST_WORDS)  # who ended before hears it too
         sys.stdout.flush()
         os._exit(end.code)
 

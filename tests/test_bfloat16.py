@@ -1,5 +1,6 @@
 """runtime.dtype=bfloat16: the layers of the trunk compute in it, everything that is kept or decided is float32."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ INFO = DataInfo(500, (32, 32, 3))
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 
 
+@functools.cache
 def staged(name, dtype="bfloat16", **fields):
     config = small_config(model__name=name, model__width=2, runtime__dtype=dtype, batch_size=4, **fields)
     split = Split(INFO.size, INFO.image_shape, str, load=lambda id: id)
@@ -116,8 +118,8 @@ def test_logits_are_not_rounded_before_the_softmax():
     np.testing.assert_allclose(classifier.logits(c, {"top": top}, feature), [[12.0, 12.01]], rtol=1e-6)
 
 
-def clustered(workdir, dtype, seed=0):
-    arguments = ["--config=configs/deepcluster.py", f"--workdir={workdir}", "--config.rounds=8"]
+def clustered(workdir, dtype, seed, *arguments):
+    arguments = ["--config=configs/deepcluster.py", f"--workdir={workdir}", *arguments]
     assert run(*arguments, f"--config.seed={seed}", f"--config.runtime.dtype={dtype}") == 0
     return json.loads((workdir / "results.json").read_text())
 
@@ -125,17 +127,16 @@ def clustered(workdir, dtype, seed=0):
 @pytest.mark.slow
 def test_digits_are_clustered_as_well_as_float32_must(tmp_path):
     """The bounds of float32 in test_quality.py."""
-    results = clustered(tmp_path / "run", "bfloat16")
+    results = clustered(tmp_path / "run", "bfloat16", 0, "--config.rounds=8")
     assert results["train/acc"] >= 0.85 and results["train/nmi"] >= 0.80
 
 
 @pytest.mark.slow
-def test_digits_are_clustered_as_well_as_in_float32_over_five_seeds(tmp_path):
-    """Single seeds of either differ by up to 0.05, so means of five by some 0.02."""
-    kinds = ("float32", "bfloat16")
+def test_digits_are_clustered_as_well_as_in_float32_over_three_seeds(tmp_path):
+    """The paired difference of ten other seeds had a standard deviation of 0.02, so the mean of three has 0.012."""
+    kinds, seeds = ("float32", "bfloat16"), (30, 31, 32)
     nmi = {
-        dtype: [clustered(tmp_path / f"{dtype}{seed}", dtype, seed)["train/nmi"] for seed in range(5)]
-        for dtype in kinds
+        dtype: [clustered(tmp_path / f"{dtype}{seed}", dtype, seed)["train/nmi"] for seed in seeds] for dtype in kinds
     }
     print(nmi)
-    assert np.mean(nmi["bfloat16"]) >= np.mean(nmi["float32"]) - 0.04
+    assert np.mean(nmi["bfloat16"]) >= np.mean(nmi["float32"]) - 0.03

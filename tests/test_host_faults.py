@@ -6,20 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import host_runs
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.clusters import cloud_tpu_cluster
 from PIL import Image
 from small import few_digits
 
-from jaxclust import hosts, main
+from jaxclust import heartbeats, hosts, main, runtime
 from jaxclust.errors import ConfigError
 from jaxclust.heartbeats import End, Heartbeats, Place
+from jaxclust.progress import progress
 
 HEARTBEAT = 2.0
 MARGIN = 8.0  # seconds for the looks of the watch, its last words, and hosts that share one core
@@ -130,6 +134,42 @@ def test_a_host_that_slept_through_a_restart_of_the_job_is_alone():
     assert seconds_until(old, [new, other])[1].said.startswith("is lost")
 
 
+def working(monkeypatch, watches, *done):
+    """All talk, each having done so much."""
+    for watch, number in zip(watches, done, strict=True):
+        monkeypatch.setattr(heartbeats, "_done", number)
+        watch.talk()
+
+
+def looks_until(watch, monkeypatch, watches, *done):
+    for look in range(1, 100):
+        working(monkeypatch, watches, *done)
+        if end := watch.look(1.0):
+            return look, end
+    raise AssertionError("never")
+
+
+def test_a_host_that_beats_on_but_gets_no_further_hangs(monkeypatch):
+    store = Store()
+    watches = [Heartbeats(Place("first:1234", 3, index), store, 6.0, patience=10.0) for index in range(3)]
+    for step in range(30):  # one that is the only one to get on, too
+        working(monkeypatch, watches, 29, step, 29)
+        assert not any(watch.look(1.0) for watch in watches)
+    words = "nothing done for 10 s (config.runtime.deadline)"
+    looks, end = looks_until(watches[2], monkeypatch, watches, 37, 29, 37)  # eight steps may be under way
+    assert looks == 11 and end == End(1, 1, f"hangs, and the others wait for it: {words}")
+    assert looks_until(watches[0], monkeypatch, watches, 40, 40, 40)[1] == End(1, 0, f"hangs, like all others: {words}")
+
+
+def test_work_is_what_all_hosts_do(monkeypatch):
+    monkeypatch.setattr(heartbeats, "_done", 5)
+    assert list(progress(range(3), 3, "a loop")) == [0, 1, 2] and heartbeats._done == 8
+    with pytest.raises(ValueError), heartbeats.uncounted():
+        heartbeats.tick()
+        raise ValueError
+    assert heartbeats._done == 8
+
+
 # --- the command line, and who is told to join ---
 
 WRONG = {
@@ -186,11 +226,57 @@ def test_a_job_of_slurm_says_where_a_process_stands(monkeypatch):
     assert hosts.place(Place("a:1", 1, 0)) is None
 
 
+TPU_METADATA = {
+    "agent-worker-number": "2", "tpu-env": "ACCELERATOR_TYPE: 'v5litepod-16'\n",
+    "worker-network-endpoints": ",".join(f"unknown:unknown:127.0.0.{worker}" for worker in range(1, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", ["gcetpu", "gketpu"])
+def test_a_tpu_pod_says_where_a_worker_stands(monkeypatch, launcher):
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (TPU_METADATA[key], 200))
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES"):  # which are set where there is no TPU
+        monkeypatch.delenv(name, raising=False)
+    if launcher == "gketpu":
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "127.0.0.1,127.0.0.2,127.0.0.3,127.0.0.4")
+        monkeypatch.setenv("TPU_WORKER_ID", "2")
+    assert hosts.place(None) == Place("127.0.0.1:8482", 4, 2, launcher)
+
+
 def test_jobs_for_one_process_refuse_to_be_several(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hosts, "place", lambda given: Place("a:1", 2, 0))
     arguments = ["--config=configs/deepcluster.py:smoke", f"--workdir={tmp_path}", "--job=sweep", "--over=seed=1,2"]
     assert main.main(["jaxclust", *arguments]) == 2
     assert "--job=sweep is for one process, and this is one of 2" in capsys.readouterr().err
+
+
+class Device(NamedTuple):
+    process_index: int
+
+
+def devices(*counts):
+    return [Device(host) for host, count in enumerate(counts) for _ in range(count)]
+
+
+def test_hosts_with_different_numbers_of_devices_are_refused_naming_each():
+    words = "(host 3: 7; host 0, 1, 2: 8)"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        runtime.require_equal_hosts(devices(8, 8, 8, 7))
+    for same in (devices(4), devices(2, 2, 2)):
+        runtime.require_equal_hosts(same)
+
+
+def test_a_job_is_refused_before_it_starts_if_hosts_differ(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(hosts, "place", lambda given: Place("a:1", 2, 0))
+    for name in ("join", "store", "leave"):
+        monkeypatch.setattr(hosts, name, lambda *given: None)
+    monkeypatch.setattr(main.watch, "together", lambda *given: nullcontext())
+    monkeypatch.setattr(jax, "devices", lambda: devices(2, 1))
+    workdir = tmp_path / "run"
+    assert main.main(["jaxclust", "--config=configs/deepcluster.py:smoke", f"--workdir={workdir}"]) == 2
+    assert "equally many devices, and these have (host 1: 1; host 0: 2)" in capsys.readouterr().err
+    assert not workdir.exists()
 
 
 # --- real processes ---
@@ -199,13 +285,13 @@ def test_jobs_for_one_process_refuse_to_be_several(monkeypatch, capsys, tmp_path
 IDLE = """
 import sys, time
 import jax, numpy as np
-from jaxclust import errors, heartbeats, hosts, watch
+from jaxclust import errors, heartbeats, hosts, runtime, watch
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_platforms", "cpu")
 address, count, index, heartbeat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 place = heartbeats.Place(address, count, index)
 hosts.join(place, heartbeat)
-with watch.together(place, hosts.store(), heartbeat):
+with watch.together(place, hosts.store(), heartbeat, *map(float, sys.argv[6:])):
     time.sleep(heartbeat / 2)  # all have heard of all
     print("begun", flush=True)
     exec(sys.argv[5])
@@ -216,11 +302,11 @@ FOREVER = "while True: hosts.total(np.ones(3)); time.sleep(0.02)"
 
 
 @contextmanager
-def idle(what, count=3):
+def idle(what, *patience, count=3):
     port = host_runs.free_port()
     words = [f"127.0.0.1:{port}", str(count)]
-    with host_runs._started(
-        [[sys.executable, "-c", IDLE, *words, str(index), str(HEARTBEAT), what] for index in range(count)]
+    with host_runs.started(
+        [(IDLE, [*words, *map(str, (index, HEARTBEAT, what, *patience))]) for index in range(count)]
     ) as started:
         for index in range(count):
             started.wait_for(index, "begun")
@@ -276,10 +362,20 @@ def test_a_bug_on_one_host_ends_all_and_shows_its_traceback_there():
 
 @pytest.mark.medium
 def test_an_error_that_all_hosts_have_is_said_once():
-    with idle("time.sleep(0.1 * index); raise errors.DataError('no such folder')") as started:
+    """Here they differ in their number of devices."""
+    what = "jax.config.update('jax_num_cpu_devices', 1 + (index == 2)); runtime.require_equal_hosts(jax.devices())"
+    with idle(f"time.sleep(0.3 * (2 - index)); {what}") as started:  # host 0, which says it, comes last
         ended = started.finish(HEARTBEAT + MARGIN)
-    assert [host.code for host in ended] == [3, 3, 3]
-    assert [host.err.count("no such folder") for host in ended] == [1, 0, 0]
+    assert [host.code for host in ended] == [2, 2, 2]
+    assert [host.err.count("(host 0, 1: 1; host 2: 2)") for host in ended] == [1, 0, 0]
+
+
+@pytest.mark.medium
+def test_a_host_that_hangs_and_beats_on_ends_all():
+    patience = 6.0
+    with idle(f"hosts.total(np.ones(3))\nif index == 1: time.sleep(1000)\n{FOREVER}", patience, count=2) as started:
+        words = r"host 1 \(.+\) hangs, and the others wait for it: nothing done for 6 s"
+        ended_in_time(started, None, time.monotonic() + patience, 1, words)
 
 
 @pytest.mark.medium
@@ -335,9 +431,9 @@ if slow.startswith("torn="):
 sys.exit(main.main(["jaxclust", *sys.argv[1:]]))
 """
 SMALL = [
-    "--config=configs/deepcluster.py:smoke", "--config.batch_size=128", "--config.rounds=3",
+    "--config=configs/deepcluster.py:smoke", "--config.batch_size=128", "--config.rounds=2",
     "--config.optimizer.body.schedule=none", "--config.save_every=never", "--config.cluster.backend=faiss",
-    "--config.runtime.cpu_devices=1", "--config.evaluate.suite=clustering",
+    "--config.runtime.cpu_devices=1", "--config.evaluate.suite=clustering", "--config.model.blocks=1",
 ]  # fmt: skip
 
 
@@ -346,8 +442,7 @@ def training(workdir, *arguments, slow="nothing", heartbeat=3.0, count=2):
     port = host_runs.free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--workdir={workdir}"]
     flags += [f"--config.runtime.heartbeat={heartbeat}", *SMALL, *arguments]
-    commands = [[sys.executable, "-c", TRAINING, slow, *flags, f"--process_id={i}"] for i in range(count)]
-    with host_runs._started(commands) as started:
+    with host_runs.started([(TRAINING, [slow, *flags, f"--process_id={i}"]) for i in range(count)]) as started:
         yield started
 
 
@@ -390,7 +485,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("slow", "text"),
     [
-        pytest.param("steps", "step 20\n", marks=pytest.mark.slow),
+        pytest.param("steps", "step 8\n", marks=pytest.mark.medium),
         pytest.param("clustering", "clustering", marks=pytest.mark.slow),
     ],
 )

@@ -18,7 +18,7 @@ SCRIPT = "import runpy; runpy.run_module('on_hosts', run_name='__main__')"
 GO_ON = "import on_hosts, pathlib; on_hosts.train(pathlib.Path(sys.argv[1]), 'float64', runtime__devices=0)"
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 3])
 def several(request, tmp_path_factory):
     """What so many hosts saw and wrote: (their number, folder)."""
     workdir = tmp_path_factory.mktemp(f"hosts{request.param}")
@@ -126,6 +126,7 @@ def test_rows_are_measured_taken_and_written_as_by_one_process(several, tmp_path
     for passes in seen(several, "passes"):
         np.testing.assert_allclose(passes["std 49 0"], std_of_unit_rows(rows.finish()), rtol=1e-12)
         np.testing.assert_array_equal(passes["taken"], images[[0, 3, 4, 5, 47, 48]])
+        np.testing.assert_array_equal(passes["memory"], np.concatenate([np.zeros((1, 5)), on_hosts.vectors(48)[::-1]]))
     np.testing.assert_array_equal(np.load(several[1] / "rows.npy"), images)
     with np.load(several[1] / "rows" / "2.npz") as by_position:
         np.testing.assert_array_equal(by_position["position"], np.arange(48))
@@ -170,7 +171,7 @@ def test_host_0_alone_writes(several, one):
     assert environment["hosts"] == several[0] and environment["devices_used"] == 2 * several[0]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_checkpoint_of_eight_devices_goes_on_on_four_one_and_two_hosts_of_four(tmp_path, one):
     on_hosts.train(tmp_path / "run", "float64", runtime__devices=8, rounds=1)
     shutil.copytree(tmp_path / "run", tmp_path / "hosts")

@@ -93,6 +93,7 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
     said(on, "the feature pass", config.eval_batch_size // chips)
     features, refusal = accepted(measure.feature_program, stage)
     programs: dict[int, Program | None] = {}
+    refused: dict[int, str] = {}
 
     def needed(batch: int) -> float:
         """Bytes of a chip that trains on so many images a step, inf where the compiler refuses."""
@@ -102,7 +103,6 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
         program = programs[batch]
         return sum(measure.train_memory(at, program).values()) if program else math.inf
 
-    refused: dict[int, str] = {}
     best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), info.size // chips, hint)
     found: dict[str, Any] = {
         "chips": chips,
@@ -123,7 +123,7 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
         found |= {"memory/train": sum(parts.values()), **speed(stage, train, on)}
     fits = [found.get(f"memory/{what}") for what in ("train", "features")]
     found["fits"] = all(value is not None and value <= on.memory for value in fits)
-    return found | between_rounds(stage, features, found.get("train/seconds"), on)
+    return found | of_a_round(stage, features, found.get("train/seconds"), on)
 
 
 def accepted(compiled: Callable[[Stage], Program], stage: Stage) -> tuple[Program | None, str]:
@@ -163,14 +163,18 @@ def speed(stage: Stage, train: Program, on: Topology) -> dict[str, Any]:
     }
 
 
-def between_rounds(stage: Stage, features: Program | None, step: float | None, on: Topology) -> dict[str, Any]:
-    """What a round costs beside its steps: features, clustering and the exchange of labels."""
-    images, width = stage.info.size, measure.feature_dim(stage)
-    seconds = features and estimate.times(features, on)
-    passes = -(-images // stage.config.eval_batch_size)
+def of_a_round(stage: Stage, features: Program | None, step: float | None, on: Topology) -> dict[str, Any]:
+    """What a round costs: its steps, and before them features, clustering and the exchange of labels."""
     found: dict[str, Any] = {
         "round/steps": stage.lengths.round,
         "round/train_seconds": step and step * stage.lengths.round,
+    }
+    if stage.method.refresh is None:
+        return found
+    images, width = stage.info.size, measure.feature_dim(stage)
+    seconds = features and estimate.times(features, on)
+    passes = 0 if stage.method.memory else -(-images // stage.config.eval_batch_size)
+    found |= {
         "round/feature_seconds": seconds and seconds.total * passes,
         "round/feature_bytes_host": 4 * width * images / on.hosts,
         "round/label_bytes": 8 * images,

@@ -34,23 +34,22 @@ def stage_on(topology: Topology, config: ConfigDict, name: str, info: DataInfo, 
 
 def train_program(stage: Stage) -> Program:
     """The train step on a full batch; of a frozen body on the features that stand for the images."""
-    shape = (feature_dim(stage),) if stage.config.freeze_body else stage.info.image_shape
+    shape = (_length(stage, stage.embed),) if stage.config.freeze_body else stage.info.image_shape
     info = stage.info._replace(image_shape=shape)
-    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size))
+    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size, stage.config.views))
     key = jax.eval_shape(lambda: runtime.key(0))
     return compiled(stage.step, _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), key)
 
 
 def feature_program(stage: Stage) -> Program:
-    """The feature pass on a full batch."""
+    """The pass over all images before a refresh, on a full batch."""
     state = _whole(stage.shapes, stage.mesh)
-    return compiled(stage.embed, state.params, state.extra, _split(_images(stage), stage.mesh))
+    return compiled(stage.look, state.params, state.extra, _split(_images(stage), stage.mesh))
 
 
 def feature_dim(stage: Stage) -> int:
-    """Length of a feature."""
-    features = jax.eval_shape(stage.embed, stage.shapes.params, stage.shapes.extra, _images(stage))
-    return int(features.shape[1])
+    """Length of what a refresh sees of an image."""
+    return _length(stage, stage.look)
 
 
 def train_memory(stage: Stage, program: Program) -> dict[str, int]:
@@ -104,6 +103,11 @@ def largest(
 def _round(batch: float) -> int:
     """Down to a multiple of 8, which is what fills the lanes of a chip."""
     return int(batch) // 8 * 8 if batch >= 8 else int(batch)
+
+
+def _length(stage: Stage, program: Callable[..., Any]) -> int:
+    rows = jax.eval_shape(program, stage.shapes.params, stage.shapes.extra, _images(stage))
+    return int(rows.shape[1])
 
 
 def _images(stage: Stage) -> jax.ShapeDtypeStruct:

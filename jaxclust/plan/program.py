@@ -12,6 +12,7 @@ _COLLECTIVE = re.compile(
     r"ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\(",
     re.MULTILINE,
 )
+_CHIPS = re.compile(r"\bnum_partitions=(\d+)")
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -52,12 +53,14 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     )
 
 
-def collectives(hlo: str, chips: int = 1) -> tuple[Collective, ...]:
+def collectives(hlo: str) -> tuple[Collective, ...]:
     """The collectives in the text of a compiled module, an asynchronous one once.
 
     One in the body of a loop counts once too, however often the loop runs. A reduce-scatter shows what a chip gets,
-    of which it gave as much for each of the `chips`.
+    of which it gave as much for each chip.
     """
+    partitions = _CHIPS.search(hlo)
+    chips = int(partitions[1]) if partitions else 1
     found = []
     for match in _COLLECTIVE.finditer(hlo):
         kind, shapes = match["kind"], _SHAPE.findall(match["type"])

@@ -52,7 +52,7 @@ class Topology(NamedTuple):
 def get(name: str) -> Topology:
     """The topology NAME:AxB, or cpu:N; ConfigError says what there is, or what is missing to compile for it."""
     kind, _, size = name.partition(":")
-    if not re.fullmatch(r"\d+(x\d+)*", size) or "0" in size.split("x") or kind not in ("cpu", *CHIPS):
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or kind not in ("cpu", *CHIPS):
         examples = ", ".join(["cpu:8", *(chip.example for chip in CHIPS.values())])
         raise ConfigError(f"--topology={name!r} is unknown. There is, for example: {examples}")
     shape = tuple(map(int, size.split("x")))
@@ -75,7 +75,8 @@ def _cpu(name: str, count: int) -> Topology:
 
 
 def _tpu(name: str, shape: tuple[int, ...], chip: Chip) -> Topology:
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # before libtpu is loaded: there is no server that describes this machine
+    # Before libtpu is loaded: there is no server that describes this machine, and who has its lock does not matter.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(shape) == 1 else {}
     from jax.experimental import topologies
 

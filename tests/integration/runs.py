@@ -6,7 +6,7 @@ import json
 ROUNDS = 4
 ARGUMENTS = (
     "--config=configs/deepcluster.py:smoke", f"--config.rounds={ROUNDS}", "--config.batch_size=128",
-    "--config.runtime.cpu_devices=1",
+    "--config.runtime.cpu_devices=1", "--config.cluster.k=50",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh")
+SCRIPTS = sorted(path.name for path in Path("launch").iterdir() if path.suffix in (".sh", ".sbatch"))
 
 
 def program(name, package):

@@ -26,6 +26,7 @@ def wait_for(words, log, process):
 def test_a_run_that_ctrl_c_stopped_goes_on_to_the_results_of_one_that_was_not(tmp_path):
     log = tmp_path / "log"
     assert start(log, tmp_path / "whole").wait(300) == 0, log.read_text()
+    assert log.read_text().count("centroids are uncertain") == 1, log.read_text()  # host 0 warns for all
     process = start(log, tmp_path / "stopped")
     wait_for(f"deepcluster 2/{ROUNDS}", log, process)
     process.send_signal(signal.SIGINT)

@@ -1,0 +1,117 @@
+"""Whole jobs on two hosts give what one process gives: images evaluated in every way, and a frozen body's features."""
+
+import csv
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from host_runs import all_well, snippet
+from PIL import Image
+from safetensors import numpy as safetensors
+from small import few_digits
+
+pytestmark = pytest.mark.slow
+
+SIZES = {"train": 101, "test": 51}  # which divide by neither hosts nor devices
+JOBS = """
+import shlex
+from jaxclust.main import main
+for command in sys.argv[1:]:
+    if code := main(["jaxclust", *shlex.split(command)]):
+        sys.exit(code)
+"""
+SETTINGS = (
+    "--config=configs/deepcluster.py:smoke", "--config.data.image_size=8", "--config.data.channels=1",
+    "--config.data.cache_bytes=0", "--config.batch_size=24", "--config.eval_batch_size=24", "--config.cluster.k=4",
+    "--config.cluster.pca_dim=6", "--config.cluster.backend=faiss", "--config.refresh_every=1 epoch",
+    "--config.optimizer.body.schedule=none", "--config.runtime.dtype=float64", "--config.runtime.devices=0",
+)  # fmt: skip
+EVALUATE = (
+    "--job=evaluate", "--config.evaluate.suite=clustering,silhouette,linear,knn,kmeans,retrieval,lowlabel",
+    "--config.evaluate.linear.epochs=3", "--config.evaluate.linear.lr=0.1", "--config.evaluate.linear.batch_size=24",
+)  # fmt: skip
+
+
+def photos(folder):
+    """Digits of four classes as files, `train/` and `test/`."""
+    whole = few_digits(600).splits["train"]
+    ids = iter(np.flatnonzero(whole.labels < 4))
+    for split, size in SIZES.items():
+        for id in (next(ids) for _ in range(size)):
+            path = folder / split / str(whole.labels[id]) / f"{id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(15 * whole.images[id, ..., 0]).save(path)
+    return f"--config.data.source=folder:{folder}"
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """(of one process, of two hosts): `run`, trained by one process and evaluated, and `frozen`, which clusters its
+    features, by the two hosts in two halves."""
+    top = tmp_path_factory.mktemp("jobs")
+    one, two, source = top / "one", top / "two", photos(top / "photos")
+    trained = (*SETTINGS, source)
+    frozen = (*trained, f"--config.init_from={one / 'run'}", "--config.freeze_body=True")
+
+    def job(workdir, *arguments):
+        return shlex.join([*arguments, f"--workdir={workdir}"])
+
+    first = job(one / "run", *trained, "--config.rounds=1")
+    with snippet(JOBS, first, job(one / "run", *EVALUATE), job(one / "frozen", *frozen), count=1) as processes:
+        all_well(processes)
+    evaluated = shutil.ignore_patterns("probes", "results.json", "assignments.csv", "confusion-*")
+    shutil.copytree(one / "run", two / "run", ignore=evaluated)
+    halves = job(two / "frozen", *frozen, "--config.rounds=1"), job(two / "frozen", *frozen)
+    with snippet(JOBS, job(two / "run", *EVALUATE), *halves, devices=1) as processes:
+        all_well(processes)
+    return one, two
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def same_results(one, two):
+    here, there = results(one), results(two)
+    assert here.keys() == there.keys()
+    different = {name for name in here if there[name] != pytest.approx(here[name], abs=1e-6)}
+    assert different <= {"seconds"}, [(name, here[name], there[name]) for name in different]
+    for found in (here, there):
+        assert found["images"] == sum(SIZES.values())
+
+
+def clusters(workdir):
+    with (workdir / "assignments.csv").open() as table:
+        return [(row["id"], row["path"], row["cluster"]) for row in csv.DictReader(table)]
+
+
+def test_two_hosts_evaluate_images_as_one_process_does(workdirs):
+    one, two = (workdir / "run" for workdir in workdirs)
+    kinds = {name.split("/")[0] for name in results(two)}
+    assert {"train", "test", "linear", "knn", "kmeans", "retrieval", "lowlabel"} <= kinds
+    assert "train/silhouette" in results(two)
+    same_results(one, two)
+    assert clusters(one) == clusters(two) and len(clusters(two)) == SIZES["train"]
+    layers = sorted(path.name for path in (one / "probes").glob("*.safetensors"))
+    assert len(layers) == 8  # conv1 to conv3 and the feature, the last and the best of each
+    for name in layers:
+        arrays, others = (safetensors.load_file(workdir / "probes" / name) for workdir in (one, two))
+        assert arrays.keys() == others.keys()
+        for part in arrays:
+            np.testing.assert_allclose(arrays[part], others[part], rtol=1e-5, atol=1e-7)
+
+
+def test_two_hosts_cluster_frozen_features_as_one_process_does_and_go_on(workdirs):
+    one, two = (workdir / "frozen" for workdir in workdirs)
+    same_results(one, two)
+    features = [np.load(workdir / "features" / "deepcluster.npy") for workdir in (one, two)]
+    assert len(features[0]) == SIZES["train"]
+    np.testing.assert_allclose(*features, rtol=1e-5, atol=1e-6)
+    assert clusters(one) == clusters(two)
+    rounds = sorted(path.name for path in (one / "assignments" / "deepcluster").iterdir())
+    assert rounds == ["0.npz", "1.npz", "2.npz"]
+    for name in rounds:
+        here, there = (np.load(workdir / "assignments" / "deepcluster" / name)["cluster"] for workdir in (one, two))
+        np.testing.assert_array_equal(here, there, err_msg=name)
