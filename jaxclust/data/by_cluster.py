@@ -58,13 +58,21 @@ def draw(split: Split, clusters: NDArray[np.int32], folder: Path, title: str) ->
 
 
 def file_name(id: int, name: str) -> str:
-    """<id>-<name> with what could mean anything to a file system as "_", and not too long; <id>.png for ".png"."""
+    """<id>-<name>, <id>.png for ".png", fit for a file system as `marked` says."""
+    return marked(f"{id:07}-", name)
+
+
+def marked(mark: str, name: str) -> str:
+    """`mark` and `name` with what could mean anything to a file system as "_", and not too long.
+
+    Where nothing is left of the name the last letter of `mark`, which separates both, goes too.
+    """
     clean = "".join("_" if _is_special(letter) else letter for letter in name).rstrip(". ")
     stem, dot, suffix = clean.rpartition(".")
     if not dot or len(suffix.encode()) >= SUFFIX_BYTES:
         stem, dot, suffix = clean, "", ""
     stem = stem.encode()[: NAME_BYTES - SUFFIX_BYTES].decode("utf-8", "ignore")
-    return f"{id:07}-{stem}{dot}{suffix}" if stem else f"{id:07}{dot}{suffix}"
+    return f"{mark if stem else mark[:-1]}{stem}{dot}{suffix}"
 
 
 def _is_special(letter: str) -> bool:

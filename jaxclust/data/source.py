@@ -1,11 +1,13 @@
 """`config.data.source` to a `Source`."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from jaxclust import plugins
 from jaxclust.data.split import Skipped, Source, Split
 
-__all__ = ["Skipped", "Source", "Split", "open_source"]
+__all__ = ["Skipped", "Source", "Split", "files_of", "open_source"]
 
 
 def open_source(config: ConfigDict) -> Source:
@@ -18,3 +20,9 @@ def open_source(config: ConfigDict) -> Source:
     module = plugins.load("jaxclust.data.sources", kind, "config.data.source", "read")
     source: Source = module.read(where, config.data)
     return source
+
+
+def files_of(config: ConfigDict) -> Path | None:
+    """The folder that the images of `config.data.source` are files in, None if they are not."""
+    kind, _, where = config.data.source.partition(":")
+    return Path(where).expanduser() if kind == "folder" else None

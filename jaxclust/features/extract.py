@@ -37,8 +37,8 @@ def extract(
     several hosts each gets those of its own ids.
     """
     rows: dict[str, Rows] = {}
-    for mask, outputs in _outputs(program, params, extra, split, config, mesh, title):
-        for name, values in outputs.items():
+    for mask, found in outputs(program, params, extra, split, config, mesh, title):
+        for name, values in found.items():
             if name not in rows:
                 memory = config.features.memory_bytes
                 rows[name] = Rows(split.size, values.shape[1:], values.dtype, memory, folder)
@@ -46,10 +46,13 @@ def extract(
     return {name: matrix.finish() for name, matrix in rows.items()}
 
 
-def _outputs(
+def outputs(
     program: Program, params: Any, extra: Any, split: Split, config: ConfigDict, mesh: Mesh, title: str
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(mask, outputs) of each batch; the device works on one batch while the host stores the one before."""
+    """(which rows count bool [B], {name: [B, ...]}) of each batch of this host, in the order of ids.
+
+    The device works on one batch while the host has the one before.
+    """
     size = config.eval_batch_size
     batches = exact_batches(split, size, host=hosts.index(), hosts=hosts.count())
     waiting = None

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import __version__
 from jaxclust.data import by_cluster
-from jaxclust.data.source import Source, Split, open_source
+from jaxclust.data.source import Source, Split, files_of, open_source
 from jaxclust.errors import ConfigError, DataError, Stopped
 from jaxclust.features import artefacts, store
 from jaxclust.features.extract import Program, extract
@@ -87,17 +87,11 @@ def check_pictures(how: str, stage: Stage) -> None:
         raise ConfigError(f"--by-cluster={how}: method {stage.config.method!r} predicts no clusters")
     if how and len(stage.split.image_shape) == 1:
         raise ConfigError(f"--by-cluster={how}: config.data.source={source!r} holds vectors, which have no pictures")
-    if how == "link" and files_of(stage) is None:
+    if how == "link" and files_of(stage.config) is None:
         raise ConfigError(
             f"--by-cluster=link: config.data.source={source!r} has no files to link to; "
             "--by-cluster=copy writes its images as PNG"
         )
-
-
-def files_of(stage: Stage) -> Path | None:
-    """The folder that the images of the source are files in, None if they are not."""
-    kind, _, where = stage.config.data.source.partition(":")
-    return Path(where).expanduser() if kind == "folder" else None
 
 
 def check_space(target: Path, stage: Stage, state: TrainState, source: Source, how: str) -> None:
@@ -110,7 +104,7 @@ def check_space(target: Path, stage: Stage, state: TrainState, source: Source, h
     if how:
         needed += sum(sizes) * FILE_BYTES
     if how == "copy":
-        needed += sum(picture_bytes(files_of(stage), split) for split in source.splits.values())
+        needed += sum(picture_bytes(files_of(stage.config), split) for split in source.splits.values())
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DataError(f"{target} needs about {needed / 1e9:.3g} GB; only {free / 1e9:.3g} GB are free on its disk")
@@ -162,7 +156,7 @@ def write_features(folder: Path, stage: Stage, state: TrainState, source: Source
         if "parquet" not in left_out:
             store.write_parquet(folder / f"{name}.parquet", table)
         if how:
-            write_pictures(folder / "clusters" / name, how, files_of(stage), split, predictions["cluster"])
+            write_pictures(folder / "clusters" / name, how, files_of(stage.config), split, predictions["cluster"])
     return {"clusters": clusters, "left_out": left_out}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
@@ -23,3 +24,23 @@ def ten_crops(images: jax.Array, side: int) -> jax.Array:
     places = ((0, 0), (0, slack), (slack, 0), (slack, slack), (slack // 2, slack // 2))
     crops = jnp.stack([images[:, top : top + side, left : left + side] for top, left in places])
     return jnp.concatenate([crops, crops[:, :, :, ::-1]])
+
+
+def gaussian_blur(images: jax.Array, sigma: float) -> jax.Array:
+    """Images [..., H, W, C] blurred over H and W, `sigma` in pixels; the kernel ends at 4 sigma, edges are mirrored.
+
+    What scipy.ndimage.gaussian_filter does by default.
+    """
+    radius = int(4 * sigma + 0.5)
+    if not radius:
+        return images
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    for axis in (images.ndim - 3, images.ndim - 2):
+        size, widths = images.shape[axis], [(0, 0)] * images.ndim
+        widths[axis] = (radius, radius)
+        padded = jnp.pad(images, widths, mode="symmetric")
+        shifted = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(len(weights))]
+        images = sum((float(w) * x for w, x in zip(weights, shifted, strict=True)), jnp.zeros_like(images))
+    return images

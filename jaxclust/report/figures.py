@@ -226,7 +226,13 @@ def sizes(counts: Array, clusters: Array, theme: Theme = LIGHT) -> Figure:
 
 
 @styled
-def overview(rows: Sequence[Row], title: str, columns: int = 13, theme: Theme = LIGHT) -> Figure:
+def overview(
+    rows: Sequence[Row],
+    title: str,
+    columns: int = 13,
+    note: str = "each row: the images nearest to one cluster's centre",
+    theme: Theme = LIGHT,
+) -> Figure:
     """A contact sheet with one row of images and one block of words per cluster."""
     height, width = rows[0].images.shape[1:3]
     page, left, margin = 11.0, 2.4, 0.32
@@ -241,7 +247,7 @@ def overview(rows: Sequence[Row], title: str, columns: int = 13, theme: Theme = 
     canvas.text(
         page - margin,
         0.43,
-        "each row: the images nearest to one cluster's centre",
+        note,
         color=theme.muted,
         fontsize=9,
         va="center",

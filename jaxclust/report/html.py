@@ -17,7 +17,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering
 from jaxclust.files import replacing
 from jaxclust.progress import progress
-from jaxclust.report import figures
+from jaxclust.report import figures, gallery, scores
 from jaxclust.report.workdir import Confusion, Run, read
 
 OVERVIEW_ROWS = 20
@@ -27,14 +27,6 @@ FILES_LISTED = 24
 SKIPPED_LISTED = 50
 
 PSEUDO_ACCURACY = "train/accuracy"  # logged where the loss is a cross-entropy over the clusters
-
-SCORES = {
-    "acc": "share of images whose cluster stands for their class, after the best matching",
-    "nmi": "normalised mutual information",
-    "ari": "adjusted Rand index",
-    "ami": "mutual information adjusted for chance",
-    "purity": "share of images that belong to the commonest class of their cluster",
-}
 
 
 class Cluster(NamedTuple):
@@ -82,10 +74,14 @@ def write(workdir: Path) -> Path:
         status=_status(run),
         facts=_facts(run, clusters),
         warnings=_warnings(run),
-        scores=_scores(run),
-        score_names=SCORES,
+        scores=scores.agreement(run.results or {}),
+        score_names=scores.AGREEMENT,
+        comparisons=scores.comparisons(run.results or {}),
+        meanings=scores.MEANINGS,
+        galleries=gallery.read(workdir),
         pictures={picture.name: picture for picture in pictures},
         clusters=clusters,
+        clustered=bool(clusters) or run.results is None or "clusters" in run.results,  # a method may predict none
         sheets=sheets,
         settings=_settings(run),
         skipped=run.skipped,
@@ -312,26 +308,16 @@ def _facts(run: Run, clusters: list[Cluster]) -> list[tuple[str, str]]:
     if clusters:
         of = f"clusters found of {_k(run):,}" if _k(run) else "clusters found"
         facts.append((f"{len(clusters):,}", of))
-    scores = results or run.metrics.last()
+    measured = results or run.metrics.last()
     for name in ("acc", "nmi", "ari"):
         for split in ("train", "test"):
-            if (value := scores.get(f"{split}/{name}")) is not None:
+            if (value := measured.get(f"{split}/{name}")) is not None:
                 text = f"{value:.1%}" if name == "acc" else f"{value:.3f}"
                 facts.append((text, name.upper() if split == "train" else f"{name.upper()}, test"))
                 break
     if "seconds" in results:
         facts.append((_duration(results["seconds"]), "time"))
     return facts
-
-
-def _scores(run: Run) -> dict[str, dict[str, float]]:
-    """Scores by split and name."""
-    table: dict[str, dict[str, float]] = {}
-    for key, value in (run.results or {}).items():
-        split, _, name = key.partition("/")
-        if name in SCORES:
-            table.setdefault(split, {})[name] = value
-    return table
 
 
 def _warnings(run: Run) -> list[str]:

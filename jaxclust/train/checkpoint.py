@@ -22,7 +22,8 @@ class Snapshot(NamedTuple):
 class Checkpoints:
     """The checkpoints of one stage, `folder`/<step>/, each a flat dict of named arrays.
 
-    All hosts write them together; they can be restored onto any number of devices and hosts.
+    Who saves says how many to `keep`; without it they are only read, be it while another process saves. All hosts
+    write them together; they can be restored onto any number of devices and hosts.
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
@@ -30,7 +31,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=keep is not None
             ),
             item_handlers=ocp.StandardCheckpointHandler(),
         )
@@ -76,11 +77,11 @@ class Checkpoints:
         return restored
 
     def check_body(self, like: Snapshot, fresh: tuple[str, ...]) -> None:
-        """ConfigError unless the newest snapshot has the parameters of `like`, but for those under `fresh`."""
+        """ConfigError unless the newest snapshot has the body of `like`."""
         step = self.latest()
         saved = self._manager.item_metadata(step).tree
         for name, leaf in _named(like).items():
-            if not name.startswith("state.params.") or _under(name, fresh):
+            if not name.startswith("state.params.body.") or _under(name, fresh):
                 continue
             there = tuple(saved[name].shape) if name in saved else "missing"
             if there != leaf.shape:
@@ -90,9 +91,10 @@ class Checkpoints:
                 )
 
     def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
-        """`like` with the parameters of the newest snapshot, but for those under a name in `fresh`.
+        """`like` with the body of the newest snapshot.
 
-        Arrays of `extra`, such as batch statistics, come along where name and shape agree.
+        Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
+        agree, but for those under a name in `fresh`.
         """
         self.check_body(like, fresh)
         step = self.latest()

@@ -1,0 +1,148 @@
+"""Features in the plane: a sample of the images as points, coloured by cluster and by class."""
+
+import colorsys
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from jaxclust.data.source import Source
+from jaxclust.data.subset import subset
+from jaxclust.errors import DataError
+from jaxclust.evaluation import clustering
+from jaxclust.features.extract import extract
+from jaxclust.pictures import Draw, Seen
+from jaxclust.report import figures
+from jaxclust.report.gallery import Gallery, Shown
+
+FEWEST = 10  # images that a neighbourhood can be kept of
+NAMED = 30  # groups whose names have room
+
+Array = NDArray[np.float32]
+Flatten = Callable[[Array, int], Array]
+"""(unit rows [n, D], seed) -> points [n, 2]."""
+
+
+class Groups(NamedTuple):
+    """One colouring: what it shows, the group of each point (negative: unknown), names and colours of groups."""
+
+    title: str
+    group: NDArray[np.int64]
+    names: Sequence[str]
+    colour: NDArray[np.int64]  # of each group, places in a palette
+
+
+def drawing(seen: Seen, name: str, title: str, flatten: Flatten) -> Draw:
+    """What a picture's `prepare` gives back; DataError where there are no images, or fewer than ten."""
+    source = seen.source()
+    size = min(source.splits["train"].size, seen.stage.config.report.sample)
+    if size < FEWEST:
+        raise DataError(f"{title} needs {FEWEST} images, and there are {size}")
+    return partial(draw, seen, source, name, title, flatten)
+
+
+def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, folder: Path) -> Gallery:
+    """<name>.png, and <name>-dark.png for dark pages."""
+    features, cluster, labels = sampled(seen, source, folder)
+    points = flatten(unit(features), seen.stage.config.seed)
+    panels = colourings(cluster, labels, source.class_names or ())
+    for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)):
+        figures.save(scatter(points, panels, theme), folder / f"{name}{suffix}.png")
+    drawn = "All" if len(points) == source.splits["train"].size else "A sample of"
+    caption = (
+        f"{drawn} {len(points):,} training images: features of neighbouring points are alike, by the cosine. Distances "
+        "between groups and their sizes say little. "
+    )
+    if len(panels) == 2:
+        caption += "Where clusters are matched to classes both have the same colour."
+    return Gallery(title, caption, [Shown(f"{name}.png", "", "", f"{name}-dark.png")])
+
+
+def sampled(seen: Seen, source: Source, folder: Path) -> tuple[Array, NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Features [n, D], clusters [n] where the method predicts some, and labels [n] of `report.sample` images."""
+    stage, state, split = seen.stage, seen.state, source.splits["train"]
+    rng = np.random.default_rng((stage.config.seed, 5))
+    ids = np.sort(rng.permutation(split.size)[: stage.config.report.sample])
+    part = subset(replace(split, labels=None), ids)
+    found = {
+        name: extract(program, state.params, state.extra, part, stage.config, stage.mesh, folder, name)
+        for name, program in (("features", stage.embed), ("cluster", stage.predict))
+        if program is not None
+    }
+    labels = np.full(len(ids), -1) if split.labels is None else split.labels[ids]
+    cluster = found["cluster"]["cluster"].array().astype(np.int64) if "cluster" in found else None
+    return found["features"]["features"].array().astype(np.float32), cluster, labels.astype(np.int64)
+
+
+def unit(rows: Array) -> Array:
+    """Rows of unit length; zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def colourings(cluster: NDArray[np.int64] | None, labels: NDArray[np.int64], classes: Sequence[str]) -> list[Groups]:
+    """By cluster and, where labels are known, by class."""
+    known = labels >= 0
+    panels = []
+    if cluster is not None:
+        stands_for = clustering.match(cluster[known], labels[known]) if known.any() else {}
+        rest = itertools.count(len(classes) if stands_for else 0)
+        colour = [stands_for[i] if i in stands_for else next(rest) for i in range(int(cluster.max()) + 1)]
+        panels.append(Groups("by cluster", cluster, [str(i) for i in range(len(colour))], np.array(colour)))
+    if known.any():
+        panels.append(Groups("by class, as the labels say", labels, classes, np.arange(len(classes))))
+    return panels or [Groups("", labels, (), np.arange(0))]
+
+
+@figures.styled
+def scatter(points: Array, panels: Sequence[Groups], theme: figures.Theme = figures.LIGHT) -> Figure:
+    """Points [n, 2] once for each colouring, side by side; few groups have their name in their midst."""
+    side, gap, head = 5.4, 0.3, 0.45
+    across = side * len(panels) + gap * (len(panels) + 1)
+    figure = Figure((across, side + head + gap), facecolor=theme.paper)
+    colours = palette(max(int(panel.colour.max(initial=-1)) + 1 for panel in panels), theme)
+    for number, panel in enumerate(panels):
+        left = (gap + number * (side + gap)) / across
+        axes = figure.add_axes((left, gap / (side + head + gap), side / across, side / (side + head + gap)))
+        figures.frame(axes, theme)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(panel.title, loc="left", color=theme.ink, fontsize=10, weight="bold", pad=8)
+        _dots(axes, points, panel, colours, theme)
+    return figure
+
+
+def _dots(axes: Axes, points: Array, panel: Groups, colours: NDArray[np.float64], theme: figures.Theme) -> None:
+    known = panel.group >= 0
+    size = float(np.clip(9000 / len(points), 2, 22))
+    dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.8}
+    axes.scatter(*points[~known].T, color=theme.line, **dots)
+    axes.scatter(*points[known].T, color=colours[panel.colour[panel.group[known]]], **dots)
+    axes.set_aspect("equal", adjustable="datalim")
+    present = np.unique(panel.group[known])
+    if len(present) > NAMED:
+        return
+    for group in present.tolist():
+        members = points[panel.group == group]
+        middle = members[np.argmin(np.abs(members - np.median(members, axis=0)).sum(axis=1))]  # where there are points
+        name = figures.printable(panel.names[group], 16)
+        outline = [withStroke(linewidth=3, foreground=theme.paper)]
+        axes.annotate(
+            name, middle, color=theme.ink, fontsize=9, weight="bold", ha="center", va="center", path_effects=outline
+        )
+
+
+def palette(count: int, theme: figures.Theme) -> NDArray[np.float64]:
+    """RGB of `count` groups, [count, 3]: a known palette for up to 20, beyond it hues by the golden angle."""
+    if count <= 20:
+        colours = matplotlib.colormaps["tab10" if count <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+        return np.array(colours[: max(count, 1)])
+    light = (0.45, 0.62) if theme == figures.LIGHT else (0.6, 0.75)
+    return np.array([colorsys.hls_to_rgb(i * 0.61803 % 1, light[i % 2], 0.65) for i in range(count)])

@@ -1,0 +1,66 @@
+"""Pictures that lie ready in a workdir: pictures/<kind>/ holds files, gallery.json says what a page shows of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from jaxclust.files import replacing
+
+NAME = "gallery.json"
+
+
+class Shown(NamedTuple):
+    """A picture on the page: a file beside gallery.json, one more for dark pages if it has paper, and words."""
+
+    file: str  # empty: there is nothing to show but words
+    title: str
+    caption: str
+    dark: str = ""
+    size: tuple[int, int] | None = None  # width and height, as found in the file
+
+
+class Gallery(NamedTuple):
+    """All pictures of a kind, with the step of the checkpoint that they were drawn from."""
+
+    title: str
+    caption: str
+    images: list[Shown]
+    step: int | None = None
+
+
+def save(gallery: Gallery, folder: Path) -> None:
+    """Writes gallery.json."""
+    content = {**gallery._asdict(), "images": [shown._asdict() for shown in gallery.images]}
+    with replacing(folder / NAME) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read(workdir: Path) -> dict[str, Gallery]:
+    """The galleries of a workdir by the name of their folder; whatever is absent or half written is left out."""
+    return dict(_galleries(workdir / "pictures"))
+
+
+def _galleries(folder: Path) -> Iterator[tuple[str, Gallery]]:
+    for path in sorted(folder.glob(f"*/{NAME}")):
+        if path.parent.name.startswith("."):
+            continue  # is being drawn
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            images = [_shown(path.parent, Shown(**shown)) for shown in content.pop("images")]
+            yield path.parent.name, Gallery(**content, images=images)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+
+
+def _shown(folder: Path, shown: Shown) -> Shown:
+    if not shown.file:
+        return shown
+    for name in (shown.file, shown.dark or shown.file):
+        if Path(name).name != name:
+            raise ValueError(f"{name} is not a file of {folder}")
+        with Image.open(folder / name) as image:
+            size = image.size
+    return shown._replace(size=size)

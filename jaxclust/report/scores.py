@@ -1,0 +1,64 @@
+"""The figures of results.json as tables: agreement with the labels, and what each evaluation of features found."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxclust import plugins
+
+AGREEMENT = {
+    "acc": "share of images whose cluster stands for their class, after the best matching",
+    "nmi": "normalised mutual information",
+    "ari": "adjusted Rand index",
+    "ami": "mutual information adjusted for chance",
+    "purity": "share of images that belong to the commonest class of their cluster",
+}
+MEANINGS = {
+    **AGREEMENT,
+    "top1": "share of images whose class comes first; of linear probes after the last epoch",
+    "top5": "share of images whose class is among the first five",
+    "top1_best": "the best of all epochs, chosen by these very images",
+    "top1_std": "standard deviation over the draws of labels",
+    "best_epoch": "the epoch of top1_best",
+    "loss": "mean of -ln of the probability of the class, after the last epoch",
+    "map@r": "mean average precision among as many images as there are of the class",
+}
+
+
+class Table(NamedTuple):
+    """One evaluation: the cells of each row by column; a single row may have no name."""
+
+    name: str
+    columns: list[str]
+    rows: dict[str, dict[str, str]]
+
+
+def agreement(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Agreement with the labels by split and name."""
+    table: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        split, _, name = key.partition("/")
+        if name in AGREEMENT and split not in _evaluations():
+            table.setdefault(split, {})[name] = value
+    return table
+
+
+def comparisons(results: Mapping[str, float]) -> list[Table]:
+    """A table for each evaluation that compares features: "<evaluation>/<row>/<column>" or "<evaluation>/<column>"."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for key, value in results.items():
+        name, _, rest = key.partition("/")
+        row, _, column = rest.rpartition("/")
+        if name in _evaluations():
+            found.setdefault(name, {}).setdefault(row, {})[column] = _shown(column, value)
+    return [
+        Table(name, list(dict.fromkeys(column for cells in rows.values() for column in cells)), rows)
+        for name, rows in found.items()
+    ]
+
+
+def _evaluations() -> list[str]:
+    return plugins.names("jaxclust.evaluation")  # of which none is imported
+
+
+def _shown(column: str, value: float) -> str:
+    return f"{value:,.0f}" if column in ("best_epoch", "queries", "left_out", "k") else f"{value:.4f}"

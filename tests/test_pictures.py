@@ -1,0 +1,370 @@
+"""Pictures of a network: each against a slow double, and all by the command line on a run that is not even trained."""
+
+import json
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from small import few_digits, few_vectors, prepared, run, small_config
+from test_report import Page
+
+from jaxclust import models
+from jaxclust import pictures as pictures_lib
+from jaxclust.data.pipeline import images_at
+from jaxclust.data.source import open_source
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.ops.images import gaussian_blur
+from jaxclust.pictures import Seen, _embedding, activations, filters, first_layer, tsne, umap
+from jaxclust.pictures._layers import layers
+from jaxclust.report import gallery
+from jaxclust.train import workdir as workdir_lib
+from jaxclust.train.checkpoint import Checkpoints
+
+# The network of the double: one convolution of which channel 2 never passes its ReLU.
+SHIFT = np.array([0.0, 0.2, -1e6])
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(3, (3, 3), param_dtype=jnp.float64)(x) + SHIFT)
+        self.sow("maps", "conv1", x)
+        return nn.Conv(2, (1, 1), param_dtype=jnp.float64)(x)
+
+
+def embed_tiny(params, extra, images, layers):
+    _, captured = Tiny().apply(params, images, mutable=["maps"])
+    return {name: captured["maps"][name][0] for name in layers}
+
+
+def slow_ascent(x, channel, kernel, steps, lr, weight_decay, every, sigma):
+    """The same with a matrix for the convolution, and the gradient by hand."""
+    shape = x.shape
+    matrix = np.stack([slow_convolution(basis.reshape(shape), kernel) for basis in np.eye(x.size)])  # [pixels, H, W, 3]
+    x = x.ravel()
+    for i in range(steps):
+        before = np.tensordot(x, matrix, 1)
+        passes = before + SHIFT > 0
+        if passes[..., channel].any():
+            answers, slopes = np.where(passes, before + SHIFT, 0).mean(axis=(0, 1)), (matrix * passes).mean(axis=(1, 2))
+        else:
+            answers, slopes = before.mean(axis=(0, 1)), matrix.mean(axis=(1, 2))
+        share = np.exp(answers - answers.max())
+        share /= share.sum()
+        gradient = slopes[:, channel] - slopes @ share - 2 * weight_decay * x
+        x = x + lr * gradient / (np.linalg.norm(gradient) + 1e-8)
+        if i % every == 0:
+            x = gaussian_filter(x.reshape(shape), (sigma, sigma, 0)).ravel()
+    return x.reshape(shape)
+
+
+def slow_convolution(x, kernel):
+    height, width = x.shape[:2]
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    out = np.zeros((height, width, kernel.shape[3]))
+    for i in range(height):
+        for j in range(width):
+            out[i, j] = np.tensordot(padded[i : i + 3, j : j + 3], kernel, 3)
+    return out
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_gradient_ascent_equals_the_slow_one(float64, channel):
+    rng = np.random.default_rng(channel)
+    x = 128 + 20 * rng.standard_normal((5, 4, 2))
+    params = {"params": Tiny().init(jax.random.key(3), jnp.asarray(x[None]))["params"]}
+    kernel = np.asarray(params["params"]["Conv_0"]["kernel"])
+    ascent = filters.Ascent(steps=7, lr=3.0, weight_decay=1e-5, every=5, sigma=0.6)
+    score = partial(filters.objective, embed_tiny, params, None, "conv1", ascent.weight_decay)
+    climb = jax.jit(partial(filters.ascend, score, ascent))
+    once = climb(jnp.asarray(x), channel, 0, 7)
+    expected = slow_ascent(x, channel, kernel, *ascent)
+    np.testing.assert_allclose(once, expected, rtol=1e-9)
+    np.testing.assert_allclose(climb(climb(jnp.asarray(x), channel, 0, 3), channel, 3, 7), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.1])
+def test_blur_is_that_of_scipy(float64, sigma):
+    images = np.random.default_rng(0).standard_normal((2, 3, 5, 2))  # the kernel of 1.1 is wider than an image
+    expected = gaussian_filter(images, (0, sigma, sigma, 0)) if sigma else images
+    np.testing.assert_allclose(gaussian_blur(jnp.asarray(images), sigma), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("network", ["convnet", "resnet18"])
+def test_a_map_comes_with_the_convolution_before_it(network):
+    config = small_config(model__name=network, model__width=4, model__dim=0, model__stem="small", model__blocks=2)
+    body, rng = models.get(config), np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 6, 1)), jnp.float32)
+    shapes = jax.eval_shape(body.init, jax.random.key(0), x)
+    same = {"bias": np.zeros, "mean": np.zeros, "scale": np.ones, "var": np.ones}  # batch norm then changes little
+    variables = {
+        kind: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: same.get(path[-1].key, rng.standard_normal)(leaf.shape).astype(np.float32), shapes[kind]
+        )
+        for kind in ("params", "batch_stats")
+    }
+
+    def embed(params, extra, images, layers):
+        _, captured = body.apply(params, images, mutable=["maps"])
+        return {name: captured["maps"][name][0] for name in layers}
+
+    names = ("conv1", "conv2")
+    for after, before in jax.jit(lambda x: [filters.maps(embed, variables, None, name, x) for name in names])(x):
+        assert after.shape == before.shape and before.min() < 0 <= after.min()
+    if network == "convnet":
+        np.testing.assert_allclose(after, np.maximum(before, 0), rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(0, 12), st.integers(1, 7), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_strongest_images_equal_sorting_all(size, count, batch, random):
+    values = np.array([[random.randrange(6) for _ in range(3)] for _ in range(size)], np.float32)  # with ties
+    count = count or size
+    parts = [(np.arange(i, min(i + batch, size)), values[i : i + batch]) for i in range(0, size, batch)]
+    ids, found = activations.strongest(parts, count)
+    expected = np.argsort(-values, axis=0, kind="stable")[:count]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(found, np.take_along_axis(values, expected, axis=0))
+
+
+def looked_at(tmp_path, source, **overrides):
+    """What pictures are made from, of a network that is not trained."""
+    stage = prepared(small_config(**overrides), tmp_path, source)
+    return Seen(stage, stage.first().state, lambda: source)
+
+
+def test_ascent_raises_what_it_climbs_and_sobel_networks_see_grey_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(filters, "AT_ONCE", 2)  # of three channels, so that they are worked on in two parts
+    monkeypatch.setattr(filters, "STRIDE", 20)
+    seen = looked_at(
+        tmp_path,
+        few_digits(20),
+        model__sobel=True,
+        model__blocks=1,
+        report__layers="conv1",
+        report__filters__steps=(50,),
+    )
+    (layer,), (ascent,) = layers(seen), filters.ascents(seen.stage.config, 1)
+    climbed = np.stack(list(filters.ascended(seen, layer._replace(shown=3), ascent)))
+    assert climbed.shape == (3, 8, 8, 1)
+    first = filters.noise(jax.random.key(0), np.arange(3, dtype=np.int32), (8, 8, 1))
+    assert abs(first.mean() - 128) < 10 and 15 < first.std() < 25 and np.ptp([x.mean() for x in first]) > 0
+
+    state, embed = seen.state, seen.stage.method.embed
+    score = partial(filters.objective, embed, state.params, state.extra, layer.name, ascent.weight_decay)
+    table = jax.jit(jax.vmap(jax.vmap(score, (None, 0)), (0, None)))  # images by channels
+    before, after = (np.asarray(table(images, np.arange(3))) for images in (first, climbed))
+    assert np.all(np.diag(after) > before.max(axis=0) + 0.1), (before, after)
+    assert first_layer.kernel(seen).shape == (3, 3, 2, 8)
+
+
+def test_saved_images_are_grey_around_their_mean():
+    x = np.array([[[100.0], [300.0]]])
+    assert filters.saved(x).ravel().tolist() == [round(0.4 * 255), round(0.6 * 255)]
+    assert filters.saved(np.full((2, 2, 3), 7.0)).max() == 128
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (4, 66, 66, 1)), (2, (4, 66, 134, 1)), (3, (4, 66, 66, 3))])
+def test_first_filters_are_images_with_zero_in_the_middle(channels, shape):
+    kernel = np.zeros((3, 3, channels, 4), np.float32)
+    kernel[0, 1, channels - 1, 2] = -0.02
+    kernel[2, 2, 0, 3] = 5.0
+    images = first_layer.enlarged(kernel)
+    assert images.shape == shape and images.dtype == np.uint8
+    assert set(np.unique(images[0])) <= {128, 255}  # all zero, and the line between channels
+    assert (images[2, :22, -44:-22, -1] == 0).all() and (images[3, 44:, 44:66, 0] == 255).all()
+
+
+def test_an_embedding_keeps_groups_together_and_is_the_same_each_time():
+    rng = np.random.default_rng(0)
+    group = np.arange(45) % 3
+    rows = _embedding.unit((4 * np.eye(3, 5)[group] + 0.3 * rng.standard_normal((45, 5))).astype(np.float32))
+    points = tsne.flatten(rows, 7)
+    assert points.shape == (45, 2)
+    np.testing.assert_array_equal(points, tsne.flatten(rows, 7))
+    distance = np.linalg.norm(points[:, None] - points, axis=2) + np.where(np.eye(45, dtype=bool), np.inf, 0)
+    assert np.mean(group[distance.argmin(axis=1)] == group) == 1.0
+
+
+def test_clusters_have_the_colour_of_their_class():
+    cluster, labels = np.array([0, 0, 1, 1, 2, 3]), np.array([1, 1, 0, 0, 0, -1])
+    clusters, classes = _embedding.colourings(cluster, labels, ("cat", "dog"))
+    assert clusters.colour.tolist() == [1, 0, 2, 3] and classes.names == ("cat", "dog")
+    assert [panel.title for panel in _embedding.colourings(cluster, np.full(6, -1), ())] == ["by cluster"]
+    assert len(_embedding.colourings(None, np.full(6, -1), ())) == 1
+    assert len(np.unique(_embedding.palette(300, _embedding.figures.DARK), axis=0)) == 300
+
+
+def test_vectors_pass_through_no_filters(tmp_path):
+    seen = looked_at(tmp_path, few_vectors(20), freeze_body=True)
+    for module in (filters, activations, first_layer):
+        with pytest.raises(DataError, match="vectors"):
+            module.prepare(seen)
+
+
+def test_umap_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxclust\[umap\]'"):
+        umap.prepare(None)
+
+
+# By the command line.
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Digits as files in class folders."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    split = few_digits(40).splits["train"]
+    for i in range(split.size):
+        path = folder / f"digit {split.labels[i] % 3}" / f"{i:03}, scan.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(split.images[i, ..., 0]).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(photos, tmp_path_factory):
+    """A run before its first step."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = small_config(data__source=f"folder:{photos}", data__image_size=8, data__channels=1)
+    source = open_source(config)
+    stage = prepared(config, folder, source)
+    snapshot = stage.first()
+    Checkpoints(folder / "checkpoints" / stage.name, keep=1).save(0, snapshot)
+    workdir_lib.write(config, folder, source, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(workdir, tmp_path_factory):
+    """The same after a report with all pictures that need no further package."""
+    folder = tmp_path_factory.mktemp("drawn") / "run"
+    shutil.copytree(workdir, folder)
+    assert report(folder, "filters,activations,first_layer,tsne", "--config.report.filters.steps=2") == 0
+    return folder
+
+
+def report(folder, names, *arguments):
+    few = ["--config.report.layers=conv1,conv3", "--config.report.channels=3"]
+    return run("--job=report", f"--workdir={folder}", f"--config.report.pictures={names}", *few, *arguments)
+
+
+def test_every_picture_is_on_the_page_and_every_file_has_its_name(drawn):
+    found = drawn / "pictures"
+    names = {"conv1", "conv3", "conv1.png", "conv3.png", gallery.NAME}
+    assert {path.name for path in (found / "filters").iterdir()} == names
+    jpegs = sorted(path.name for path in (found / "filters" / "conv3").iterdir())
+    assert jpegs == [f"layer3-channel{c}.jpeg" for c in range(3)]
+    with Image.open(found / "filters" / "conv3" / "layer3-channel2.jpeg") as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", (8, 8), "L")
+    assert not list(drawn.rglob(".*"))
+
+    page = Page(drawn / "report" / "index.html")
+    for name in (
+        "filters/conv3.png",
+        "activations/conv1-dark.png",
+        "first_layer/first_layer.png",
+        "tsne/tsne-dark.png",
+    ):
+        assert f"../pictures/{name}" in page.links
+    assert all((drawn / "report" / link).exists() for link in page.links)
+    assert "What filters look for" in page.text and "channels 0 to 2 of 32" in page.text
+    assert "Drawn from the checkpoint at step 0" in page.text
+
+
+def test_retrieved_files_are_those_with_the_strongest_answers(drawn, photos):
+    config = small_config(data__source=f"folder:{photos}", data__image_size=8, data__channels=1)
+    source = open_source(config)
+    split, stage = source.splits["train"], prepared(config, drawn, source)
+    state = Checkpoints(drawn / "checkpoints" / stage.name).restore(stage.first(), stage.method.fresh).state
+    images = images_at(split, np.arange(split.size, dtype=np.int32))
+    embed = jax.jit(partial(stage.method.embed, layers=("conv3",)))
+    map3 = embed(state.params, state.extra, jnp.asarray(images))["conv3"]
+    means = np.asarray(map3).mean(axis=(1, 2))
+    for channel in range(3):
+        best = [i for i in np.argsort(-means[:, channel], kind="stable")[:9] if means[i, channel] > 0]
+        folder = drawn / "pictures" / "activations" / "conv3" / f"layer3-channel{channel}"
+        assert {path.name for path in folder.iterdir()} == {
+            f"{rank}_{Path(split.path(i)).name}" for rank, i in enumerate(best, 1)
+        }
+        first = next(folder.glob("1_*"))
+        assert first.read_bytes() == (photos / split.path(best[0])).read_bytes()
+
+
+def test_without_images_the_network_alone_is_drawn(workdir, photos, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "run")
+    saved = json.loads((workdir / "config.json").read_text())
+    saved["data"]["source"] = "folder:/nowhere"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
+    assert report(tmp_path / "run", "activations,first_layer,tsne") == 0
+    said = capsys.readouterr().out
+    assert "left out: tsne: '/nowhere': no such folder" in said and "left out: activations: " in said
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["first_layer"]
+    assert "../pictures/first_layer/first_layer.png" in Page(tmp_path / "run" / "report" / "index.html").links
+
+
+def test_reading_checkpoints_leaves_what_another_process_is_writing(tmp_path):
+    read, written = tmp_path / "read", tmp_path / "written"
+    for folder in (read, written):
+        (folder / "7.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    assert Checkpoints(read).latest() is None
+    Checkpoints(written, keep=1)  # who saves removes it, in a thread
+    until = time.monotonic() + 10
+    while list(written.iterdir()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not list(written.iterdir()) and list(read.iterdir())
+
+
+def test_without_a_checkpoint_there_is_still_a_page(workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    assert report(tmp_path / "run", "first_layer,tsne") == 0
+    assert "left out: first_layer, tsne: there is no checkpoint of stage 'deepcluster' yet" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report" / "index.html").exists() and not (tmp_path / "run" / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "said"),
+    [
+        ("first_layer,tnse", [], "did you mean 'tsne'? There is: activations, filters, first_layer, tsne, umap"),
+        ("first_layer,filters", ["--config.report.layers=conv9"], "'conv9' is unknown; did you mean"),
+        ("filters", ["--config.report.filters.lr=(1.0,2.0,3.0)"], "has 3 values for 2 layers"),
+    ],
+)
+def test_wrong_names_are_refused_before_anything_is_drawn(workdir, capsys, names, arguments, said):
+    assert report(workdir, names, *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and ("There is:" in error or "3 values" in error)
+    assert not (workdir / "pictures").exists() and not (workdir / "report").exists()
+
+
+def test_a_gallery_that_is_not_whole_is_not_shown(tmp_path):
+    for name, content in (("torn", '{"title": '), ("lost", None), ("outside", None), (".9.new.tsne", None)):
+        file = "../../secret.png" if name == "outside" else "gone.png"
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        gallery.save(gallery.Gallery(name, "", [gallery.Shown(file, "", "")]), folder)
+        if content:
+            (folder / gallery.NAME).write_text(content)
+    Image.new("L", (3, 2)).save(tmp_path / "secret.png")
+    Image.new("L", (3, 2)).save(tmp_path / "pictures" / ".9.new.tsne" / "gone.png")
+    assert gallery.read(tmp_path) == {}
+    Image.new("L", (3, 2)).save(tmp_path / "pictures" / "lost" / "gone.png")
+    assert gallery.read(tmp_path)["lost"].images[0].size == (3, 2)
+
+
+def test_every_picture_has_its_one_function():
+    config = small_config(report__pictures="filters, activations, first_layer,tsne,umap")
+    assert len(pictures_lib.load(config)) == 5
+    assert pictures_lib.load(small_config(report__pictures="")) == {}
