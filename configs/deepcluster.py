@@ -6,6 +6,8 @@ python -m jaxclust.main --config=configs/deepcluster.py:folder --config.data.sou
 python -m jaxclust.main --config=configs/deepcluster.py:cifar10
 python -m jaxclust.main --config=configs/deepcluster.py:imagenette --config.data.source=folder:imagenette2
 python -m jaxclust.main --config=configs/deepcluster.py:imagenet --config.data.source=folder:IMAGENET
+python -m jaxclust.main --config=configs/deepcluster.py:v2 --config.data.source=folder:IMAGENET
+python -m jaxclust.main --config=configs/deepcluster.py:v2_digits
 python -m jaxclust.main --config=configs/deepcluster.py:smoke
 """
 
@@ -26,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
     variants = {
         "mnist": mnist, "folder": folder, "cifar10": cifar10, "imagenette": imagenette, "imagenet": imagenet,
-        "smoke": smoke,
+        "v2": v2, "v2_digits": v2_digits, "smoke": smoke,
     }  # fmt: skip
     return c.apply_variants(config, variant, variants)
 
@@ -88,6 +90,54 @@ def imagenet(config: ConfigDict) -> None:
     config.rounds = 200
 
 
+def v2(config: ConfigDict) -> None:
+    """DeepCluster-v2 as published: ResNet-50, two large and six small crops, batches of 4,096, 800 rounds."""
+    imagenet(config)
+    second_version(config)
+    config.model.name, config.model.sobel = "resnet50", False
+    config.cluster.k, config.cluster.iterations = 3000, 10
+    config.batch_size, config.rounds = 4096, 800
+    body = config.optimizer.body
+    body.name, body.lr, body.wd, body.weight_decay = "lars", 4.8, 0.0, 1e-6
+    body.schedule, body.min_lr, body.warmup, body.warmup_lr = "cosine", 0.0048, "10 epochs", 0.3
+    large, small = config.views.large, config.views.small
+    large.crop_area, large.flip, large.grey, large.blur = 0.14, 0.5, 0.2, 0.5
+    large.jitter, large.brightness, large.contrast, large.saturation, large.hue = 0.8, 0.8, 0.8, 0.8, 0.2
+    small.update(large)
+    small.number, small.size, small.crop_area, small.crop_area_max = 6, 96, 0.05, 0.14
+    large.number = 2
+    frozen_prototypes(config)
+
+
+def v2_digits(config: ConfigDict) -> None:
+    """DeepCluster-v2 of the digits that the default clusters."""
+    second_version(config)
+    config.rounds = 30
+    config.optimizer.body.lr = 3e-3
+    config.deepcluster_v2.hidden, config.deepcluster_v2.dim = 128, 32
+    large, small = config.views.large, config.views.small
+    large.number = small.number = 2
+    small.size, small.crop_area = 6, 0.8  # of a smaller part of a digit one cannot tell which it is
+    frozen_prototypes(config)
+
+
+def second_version(config: ConfigDict) -> None:
+    """What makes the method the second one: spherical k-means as it is, and two kinds of crops."""
+    config.method = config.stages = "deepcluster_v2"
+    config.sampler = "uniform_image"
+    config.cluster.method, config.cluster.pca_dim, config.cluster.whiten = "spherical", 0, False
+    with config.unlocked():
+        config.views.large = config.views.train.copy_and_resolve_references()
+        config.views.small = config.views.train.copy_and_resolve_references()
+
+
+def frozen_prototypes(config: ConfigDict) -> None:
+    """Prototypes stay the centroids that they were made from."""
+    with config.unlocked():
+        config.optimizer.prototypes = config.optimizer.body.copy_and_resolve_references()
+    config.optimizer.prototypes.frozen = 300_000  # steps, more than the whole run has
+
+
 def published(config: ConfigDict) -> None:
     """What the paper does to natural images at 224 x 224, and its optimisers."""
     natural(config)
@@ -115,7 +165,11 @@ def smoke(config: ConfigDict) -> None:
     """Two short rounds of a tiny network on tiny images."""
     config.rounds = 2
     config.refresh_every = "20 steps"
+    config.batch_size = min(config.batch_size, 128)
     config.data.image_size = min(config.data.image_size, 32)
+    for view in config.views.values():
+        view.size = min(view.size, 16)
+    config.deepcluster_v2.hidden = config.deepcluster_v2.dim = 32
     config.model.width = 8
     config.model.dim = 32
     config.cluster.k = min(config.cluster.k, 10)

@@ -14,7 +14,9 @@ from jaxclust import config as c
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Settings and variants are those of DeepCluster; `uad.mode` says which of the two parts are used."""
+    """Settings and variants are those of DeepCluster, without v2; `uad.mode` says which of the two parts are used."""
     config = c.from_file(Path(__file__).with_name("deepcluster.py"), variant)
+    if config.method != "deepcluster":
+        raise c.ConfigError(f"configs/uad.py:{variant}: UAD is a difference from DeepCluster, not from {config.method}")
     config.method = config.stages = "uad"
     return config

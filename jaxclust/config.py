@@ -184,7 +184,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
 def _may_change(name: str) -> bool:
     last = name.rpartition(".")[2]
     free = ("rounds", "steps", "stages", "init_from", "keep_checkpoints", "data_dir", "cache_bytes", "num_images")
-    return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features."))
+    return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features.", "report."))
 
 
 def table() -> str:

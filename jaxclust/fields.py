@@ -98,13 +98,18 @@ def _list(default: tuple[float, ...], low: float, high: float, doc: str) -> Fiel
 
 def _numbers(default: tuple[float, ...], low: float, high: float, doc: str) -> Field:
     def check(values: tuple[float, ...]) -> bool:
-        return len(values) in (1, 3) and all(isinstance(v, int | float) and low <= v <= high for v in values)
+        return len(values) in (1, 3, len(default)) and all(
+            isinstance(v, int | float) and low <= v <= high for v in values
+        )
 
     return Field(default, check, f"one number or three, each from {low:g} to {high:g}", doc)
 
 
 _VIEW = {
+    "number": _number(1, 1, 64, "how many of these are made of each image"),
+    "size": _number(0, 0, 4096, "side in pixels; 0: data.image_size"),
     "crop_area": _number(0.0, 0.0, 1.0, "smallest share of the area a random crop keeps; 0: the centre crop"),
+    "crop_area_max": _number(1.0, 0.0, 1.0, "largest share of the area a random crop keeps"),
     "crop_aspect": _number(0.75, 0.1, 1.0, "narrowest aspect of a random crop (its inverse is the widest)"),
     "crop_shift": _number(0.0, 0.0, 1.0, "without crop_area: how far a crop may lie from the centre; 1: anywhere"),
     "flip": _number(0.0, 0.0, 1.0, "probability of a horizontal flip"),
@@ -112,26 +117,35 @@ _VIEW = {
     "scale": _number(0.0, 0.0, 0.9, "largest relative change of size"),
     "shear": _number(0.0, 0.0, 60.0, "largest shear in degrees"),
     "translate": _number(0.0, 0.0, 1.0, "largest shift as a share of the side"),
+    "jitter": _number(1.0, 0.0, 1.0, "probability that brightness, contrast, saturation and hue change"),
     "brightness": _number(0.0, 0.0, 1.0, "largest relative change of brightness"),
     "contrast": _number(0.0, 0.0, 1.0, "largest relative change of contrast"),
     "saturation": _number(0.0, 0.0, 1.0, "largest relative change of saturation"),
     "hue": _number(0.0, 0.0, 0.5, "largest turn of the hue circle"),
     "grey": _number(0.0, 0.0, 1.0, "probability of losing all colour"),
     "blur": _number(0.0, 0.0, 1.0, "probability of a Gaussian blur"),
+    "randaugment": _number(0, 0, 5, "operations of RandAugment on each image"),
+    "randaugment_set": _choice("scan", ("fixmatch",), "whose RandAugment: shears and shifts up to 0.1, or to 0.3"),
+    "pad": _number(0, 0, 4096, "zero pixels put around the image, of which its size is cropped anywhere"),
     "erase": _number(0.0, 0.0, 1.0, "largest side of an erased square as a share of the side"),
+    "erase_fill": _numbers((), 0.0, 1.0, "colour of an erased square; (): the image's own mean"),
     "noise": _number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors"),
 }
 
 _OPTIMIZER = {
-    "name": _choice("adam", ("sgd",), "rule by which this group of parameters moves"),
+    "name": _choice("adam", ("sgd", "lars"), "rule by which this group of parameters moves"),
     "lr": _number(1e-3, 0.0, math.inf, "learning rate at the start"),
     "schedule": _choice("none", ("cosine", "exponential", "plateau"), "course of the learning rate over the stage"),
     "every": _duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
     "gamma": Field(0.95, lambda v: 0 < v <= 1, "over 0, at most 1", "exponential: factor of the rate per `every`"),
     "factor": Field(0.1, lambda v: 0 < v < 1, "between 0 and 1", "plateau: factor when the training loss stalls"),
     "patience": _number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
-    "min_lr": _number(0.0, 0.0, math.inf, "plateau: the rate does not fall below this"),
-    "momentum": _number(0.9, 0.0, 0.9999, "momentum of sgd"),
+    "min_lr": _number(0.0, 0.0, math.inf, "cosine: where the rate ends; plateau: it does not fall below this"),
+    "warmup": _duration("never", "over how long the rate rises evenly to `lr`, before its course begins"),
+    "warmup_lr": _number(0.0, 0.0, math.inf, "where that rise starts"),
+    "frozen": _number(0, 0, math.inf, "steps for which the group stays as it is"),
+    "momentum": _number(0.9, 0.0, 0.9999, "momentum of sgd and lars"),
+    "trust": _positive(0.001, "lars: length of a step at a rate of 1, as a share of that of the parameter"),
     "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient, on every parameter"),
     "wd": Field(
         0.0,
@@ -171,9 +185,14 @@ FIELDS: dict[str, Any] = {
     "eval_every": _duration("never", "how often the evaluation runs during training"),
     "save_every": _duration("1 round", "how often a checkpoint is saved"),
     "keep_checkpoints": _number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
-    "init_from": _text("", "workdir of another run whose body the first stage starts with"),
+    "init_from": _text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
     "freeze_body": _flag(False, "whether the body stays as it is; its features are then computed once and kept"),
-    "sampler": _choice("uniform_cluster", ("uniform_image", "upstream"), "how a round draws its images"),
+    "sampler": _choice(
+        "uniform_cluster",
+        ("uniform_image", "upstream", "resample", "partition", "fixed"),
+        "how a round draws its images; of the last three no batch holds an image twice: each is drawn anew, is a chunk "
+        "of one permutation, or is always the same chunk, and an epoch has only whole batches",
+    ),
     "data": {
         "source": _name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
         "data_dir": _text("", "tfds: where its data sets lie; empty: TFDS' own default"),
@@ -188,16 +207,20 @@ FIELDS: dict[str, Any] = {
     },
     "views": Each(_VIEW, ("train",)),
     "model": {
-        "name": _name("convnet", "the network: convnet, alexnet, vgg16, resnet18, resnet34 or resnet50"),
+        "name": _name("convnet", "the network: convnet, alexnet, vgg16, resnet18, …, made by files in jaxclust/models"),
         "width": _number(0, 0, 4096, "channels of the first convolution; 0: the network's own"),
         "blocks": _number(3, 1, 6, "convnet: blocks, each of twice the channels and half the side"),
         "dim": _number(0, 0, 65536, "length of the feature; 0: the network's own"),
         "dropout": _number(-1.0, -1.0, 0.9, "share of units dropped in training; -1: the network's own"),
         "sobel": _flag(False, "whether the network sees the horizontal and vertical gradient in place of colours"),
-        "stem": _choice("imagenet", ("small",), "resnet: 7 x 7 with pooling, or 3 x 3 for images of some 32 pixels"),
+        "stem": _choice(
+            "imagenet",
+            ("small", "pooled"),
+            "resnet: 7 x 7 with pooling, 3 x 3 for some 32 pixels, or 3 x 3 with pooling",
+        ),
     },
     "cluster": {
-        "method": _choice("kmeans", ("minibatch", "pic"), "clustering of the features"),
+        "method": _choice("kmeans", ("minibatch", "pic", "spherical"), "clustering of the features"),
         "backend": _choice("auto", ("faiss", "jax"), "auto: faiss on one host that has it, else jax"),
         "k": Field(10, lambda v: v == 0 or v >= 2, "at least 2", "number of clusters of kmeans; 0: still to be said"),
         "seed": _number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
@@ -205,7 +228,7 @@ FIELDS: dict[str, Any] = {
         "runs": _number(1, 1, math.inf, "restarts of which the best objective is kept"),
         "init": _choice("rows", ("kmeans++",), "first centroids: distinct rows, or rows drawn far from each other"),
         "batch_rows": _number(65_536, 1, math.inf, "minibatch: rows of an update, over all hosts"),
-        "reseed_empty": _choice("split", ("farthest",), "what an empty cluster is replaced by"),
+        "reseed_empty": _choice("split", ("farthest",), "kmeans: what an empty cluster is replaced by"),
         "pca_dim": _number(256, 0, 65536, "dimensions kept before clustering; 0: no reduction"),
         "whiten": _flag(True, "whether kept dimensions are divided by their standard deviation"),
         "whiten_power": _number(1.0, 0.0, 1.0, "the power it is taken to; 1: equal variances"),
@@ -243,6 +266,57 @@ FIELDS: dict[str, Any] = {
         "min_cluster_for_certainty": _number(2, 1, math.inf, "in smaller clusters certainty is at most the median"),
         "pic_centroids": _flag(False, "whether distances to means of PIC's clusters may be used"),
     },
+    "deepcluster_v2": {
+        "heads": _number(3, 1, 64, "deepcluster_v2: clusterings, each with a layer of prototypes that learns it"),
+        "temperature": _positive(0.1, "that scores are divided by"),
+        "hidden": _number(2048, 1, 65536, "width of the projection's hidden layer"),
+        "dim": _number(128, 2, 65536, "length of an embedding"),
+    },
+    "moco": {
+        "dim": _number(128, 2, 65536, "moco: length of a query and of a key"),
+        "queue": _number(65_536, 1, math.inf, "keys of earlier batches that are kept, a multiple of the batch size"),
+        "momentum": _number(0.999, 0.0, 1.0, "share of itself that the key encoder keeps in a step"),
+        "temperature": _positive(0.2, "that similarities are divided by; 0.07 in the first version"),
+        "mlp": _flag(True, "whether the projection has a hidden layer; the first version has none"),
+        "bn": _choice(
+            "group",
+            ("sync", "ema"),
+            "batch statistics of groups, or, which departs from the paper, of the whole batch "
+            "(sync), and for keys moving averages of the queries' (ema)",
+        ),
+        "groups": _number(4, 1, 4096, "group: parts of a batch with statistics of their own, over all devices"),
+    },
+    "spice": {
+        "num_head": _number(10, 1, 1000, "spice: heads, of which the one with the lowest loss is selected"),
+        "center_ratio": Field(
+            0.5, lambda v: 0 < v <= 1, "over 0, at most 1", "images that make a centre, as a share of those it labels"
+        ),
+        "num_repeat": _number(8, 1, math.inf, "passes over the labelled images of a step, whose pool is `batch_size`"),
+        "train_sub_batch_size": _number(128, 1, math.inf, "labelled images of each gradient step of each head"),
+        "target_sub_batch_size": _number(100, 1, math.inf, "images of the pool in one forward pass of a device"),
+        "overlap": _choice("keep", ("greedy", "best"), "whether an image may have the labels of several clusters"),
+        "assignment": _choice("balanced", ("argmax",), "equally many images of each cluster, or all to the nearest"),
+        "mstep_bn": _choice(
+            "frozen", ("batch",), "batch: the body takes batch statistics as the heads learn, as published"
+        ),
+        "loss": _choice("double_softmax", ("single_softmax",), "of the heads' outputs"),
+        "lr": _number(0.005, 0.0, math.inf, "learning rate of Adam; `optimizer` is not used"),
+        "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient"),
+        "ratio": {
+            "start": Field(1.0, lambda v: 0 < v <= 1, "over 0, at most 1", "share of the images that is labelled"),
+            "end": Field(1.0, lambda v: 0 < v <= 1, "over 0, at most 1", "that share between iter_up and iter_down"),
+            "iter_start": _number(0, 0, 100_000, "epoch where the share leaves `start`"),
+            "iter_up": _number(0, 0, 100_000, "epoch where it has come to `end`"),
+            "iter_down": _number(0, 0, 100_000, "epoch where it leaves `end`"),
+            "iter_end": _number(0, 0, 100_000, "epoch where it is back at `start`"),
+        },
+    },
+    "reliable": {
+        "num_neighbor": _number(100, 2, 10_000, "reliable: nearest images, itself among them, that are looked at"),
+        "ratio_confident": _number(0.9, 0.0, 1.0, "share of them that must have the cluster of the image"),
+        "score": _number(0.99, 0.0, 1.0, "an image is kept if its probability is larger"),
+        "balance": _choice("min", ("cap",), "as many as the smallest cluster has, of all or of those that have any"),
+    },
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": _name("clustering", "names of the evaluations, separated by commas"),
@@ -255,6 +329,22 @@ FIELDS: dict[str, Any] = {
         "lowlabel_draws": _number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,
     },
+    "report": {
+        "pictures": _text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
+        "layers": _text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
+        "channels": _number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
+        "sample": _number(1000, 10, 100_000, "tsne, umap: training images that are shown"),
+        "filters": {
+            "steps": _list((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
+            "lr": _list((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),
+            "weight_decay": _number(1e-5, 0.0, math.inf, "factor of the squared image in what is climbed"),
+            "every": _number(5, 1, math.inf, "the image is blurred in the first of so many steps"),
+            "sigma": _number(0.3, 0.0, 10.0, "width of this blur in pixels"),
+        },
+        "activations": {
+            "count": _number(9, -1, math.inf, "images of each channel; 0 or less: all"),
+        },
+    },
     "features": {
         "memory_bytes": _number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
     },
@@ -263,7 +353,7 @@ FIELDS: dict[str, Any] = {
         "devices": _number(0, 0, math.inf, "devices used; 0: all, on a CPU as many as are fastest"),
         "cpu_devices": _number(0, 0, 256, "devices a CPU is split into; 0: one for each core"),
         "heartbeat": _positive(30.0, "several hosts: one that is silent for so many seconds ends the job"),
-        "deadline": _positive(7200.0, "several hosts: seconds that they wait for a clustering by host 0"),
+        "deadline": _positive(7200.0, "several hosts: seconds to wait for host 0 to cluster, or for one that hangs"),
     },
 }
 

@@ -30,6 +30,11 @@ def small_config(**overrides: Any) -> ConfigDict:
     return config_lib.validate(config)
 
 
+def smaller_config(**overrides: Any) -> ConfigDict:
+    """`small_config` of two blocks: what a test waits for is compilation."""
+    return small_config(**{"model__blocks": 2, **overrides})
+
+
 def few_digits(size: int = 300) -> Source:
     """The first digits, with labels."""
     whole = open_source(config_lib.base()).splits["train"]
@@ -66,5 +71,5 @@ def run(*arguments: str) -> int:
 
 
 def smoke(workdir: Path, *arguments: str) -> int:
-    """A smoke training by command line."""
-    return run("--config=configs/deepcluster.py:smoke", f"--workdir={workdir}", *arguments)
+    """A smoke training of two blocks by command line."""
+    return run("--config=configs/deepcluster.py:smoke", "--config.model.blocks=2", f"--workdir={workdir}", *arguments)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import results
+from benchmarks import results, uad_ablation
 from benchmarks.round import linked
 from jaxclust import config as config_lib
 from jaxclust import models
@@ -75,6 +75,52 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path):
 
 def test_a_ratio_pairs_the_turns():
     assert results.ratio([4.0, 9.0, 2.0], [2.0, 3.0, 4.0]) == (2.0, 0.5, 3.0)
+
+
+JOB = """
+import json, pathlib, sys
+flags = dict(a.split("=", 1) for a in sys.argv[1:])
+run = pathlib.Path(flags["--workdir"])
+(run / "probes").mkdir(parents=True, exist_ok=True)
+seed, mode = int(run.name[-1]), flags.get("--config.uad.mode")
+found = {"train/acc": 0.5 + 0.1 * seed * (mode == "full"), "train/nmi": 0.25, "train/loss": 9.0}
+if flags["--job"] == "evaluate":
+    found = json.loads((run / "results.json").read_text())
+    found |= {"knn/top1": 0.75, "linear/conv1/top1": 0.5, "linear/conv1/top1_best": 0.625}
+    found |= {"linear/feature/top1": 0.5, "linear/feature/top1_best": 0.5}
+    (run / "probes/probes.json").write_text('{"linear": {"epochs": %s}}' % flags["--config.evaluate.linear.epochs"])
+else:
+    times = [0, 50, 52 + (mode == "full"), 90]
+    certain = {"train/certainty_auc": 0.8} if mode == "full" else {}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"time": t} | certain) + "\\n" for t in times))
+(run / "results.json").write_text(json.dumps(found))
+"""
+
+
+def test_modes_are_compared_seed_by_seed_and_no_run_is_repeated(tmp_path, monkeypatch):
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    data = uad_ablation.Data("toys", lambda place, out, quick: "npz:toys", "", (), "", 3)
+    monkeypatch.setattr(uad_ablation, "DATA", {"toys": data})
+    monkeypatch.setattr(uad_ablation, "PROGRAM", (sys.executable, "-S", str(script)))
+    monkeypatch.setattr(results, "busy", lambda: 0.0)
+    path = tmp_path / "RESULTS.md"
+    places = ["--data=toys:DIR", f"--out={tmp_path / 'runs'}", f"--results={path}"]
+    monkeypatch.setattr(sys, "argv", ["", "--seeds=1,3", "--runs=baseline,full,random", "--turns=1", *places])
+    uad_ablation.main()
+    text = path.read_text()
+    assert "| baseline | 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | - | - | 2.0 ± 0.0 |" in text
+    assert "| full | 70.0 ± 10.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | 3.0 ± 0.0 |" in text
+    assert "| random | 50.0 ± 0.0 | 50.0 ± 0.0 |" in text and "| random | 62.5 ± 0.0 | 50.0 ± 0.0 |" in text
+    assert "| ACC | +20.00 ± 10.00 (+10.00, +30.00) |" in text
+    assert "full / baseline: **1.5 (1.5–1.5)**" in text and str(tmp_path) not in text
+
+    script.write_text("raise SystemExit(3)")
+    uad_ablation.main()
+    assert path.read_text() == text
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--epochs=7"])
+    with pytest.raises(SystemExit, match="--job=evaluate .*epochs=7\nended with 3; its output is in .*baseline-1.log"):
+        uad_ablation.main()
 
 
 @pytest.mark.medium

@@ -319,7 +319,7 @@ def test_get_lists_the_clusterings_and_nothing_else():
     with pytest.raises(ConfigError, match=r"config\.cluster\.method='pick'") as error:
         cluster.get(config)
     assert "did you mean 'pic'" in str(error.value)
-    assert str(error.value).endswith("There is: kmeans_faiss, kmeans_jax, minibatch, pic.")
+    assert str(error.value).endswith("There is: kmeans_faiss, kmeans_jax, minibatch, pic, spherical.")
 
 
 @pytest.mark.parametrize("name", ["faiss", "jax"])
@@ -433,7 +433,7 @@ def test_jax_stays_in_float32_where_float64_is_on():
 def test_both_back_ends_draw_the_same_rows_for_a_seed(size, k, seed):
     rows, k = noise(size, 5, seed), min(k, size)
     keys = _race.keys(k, seed, 0)
-    first, second = (module(name)._engine(rows, k).spread(keys) for name in BACKENDS)
+    first, second = (module(name).engine(rows, k).spread(keys) for name in BACKENDS)
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(first, axis=0)) == k
 
@@ -465,10 +465,10 @@ def test_waiting_times_are_exponential_and_those_of_jax_are_those_of_numpy():
 
 def test_distinct_rows_come_before_equal_ones_and_no_row_comes_twice(backend):
     rows = duplicates()
-    engine = backend._engine(rows, 25)
+    engine = backend.engine(rows, 25)
     chosen = engine.spread(_race.keys(25, 0, 0))
     assert len(np.unique(chosen[:20], axis=0)) == 20
-    few = backend._engine(rows[:4], 4).spread(_race.keys(4, 0, 0))
+    few = backend.engine(rows[:4], 4).spread(_race.keys(4, 0, 0))
     np.testing.assert_array_equal(few, rows[:4])
 
 
@@ -486,7 +486,7 @@ def test_starts_far_from_each_other_are_better_than_any(backend):
 
 def test_float32_sums_stay_accurate_for_many_rows():
     rows = (1 + 0.01 * noise(1_000_000, 2)).astype(np.float32)
-    found = kmeans_jax._engine(rows, 2).search(np.array([[0.5, 0.5], [-9, -9]], np.float32))
+    found = kmeans_jax.engine(rows, 2).search(np.array([[0.5, 0.5], [-9, -9]], np.float32))
     np.testing.assert_array_equal(found.counts, [1_000_000, 0])
     np.testing.assert_allclose(found.sums[0], rows.sum(0, dtype=np.float64), rtol=1e-5)
     slow = ((rows.astype(np.float64) - 0.5) ** 2).sum()

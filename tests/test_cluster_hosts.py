@@ -18,7 +18,10 @@ import pathlib
 from test_cluster_hosts import work
 work(pathlib.Path(sys.argv[1]))
 """
-METHODS = [("kmeans", "auto"), ("kmeans", "faiss"), ("kmeans", "jax"), ("minibatch", "auto"), ("pic", "auto")]
+METHODS = [
+    ("kmeans", "auto"), ("kmeans", "faiss"), ("kmeans", "jax"), ("minibatch", "auto"), ("pic", "auto"),
+    ("spherical", "jax"),
+]  # fmt: skip
 NAMES = [f"{method}-{backend}" for method, backend in METHODS]
 SIZE = 301  # divides by neither hosts nor devices
 pytestmark = pytest.mark.medium
@@ -218,7 +221,7 @@ def test_a_bad_row_of_one_host_is_refused_on_all_by_its_id(several, name):
 
 
 def test_more_clusters_than_rows_are_refused_on_all(several):
-    for name in ("many", "kmeans-auto/many", "kmeans-jax/many", "minibatch-auto/many"):
+    for name in ("many", "kmeans-auto/many", "kmeans-jax/many", "minibatch-auto/many", "spherical-jax/many"):
         for host in several:
             assert "more than the 7 rows" in str(host[f"refused/{name}"])
 

@@ -36,6 +36,7 @@ def test_every_field_is_read_somewhere():
         ("data.channels", 2, "0, 1 or 3"),
         ("data.std", (0.0,), "from 0.001 to 1"),
         ("data.mean", (0.5, 0.5), "one number or three"),
+        ("views.train.erase_fill", (0.5, 0.5), "one number or three"),
         ("refresh_every", "1 fortnight", "duration"),
         ("refresh_every", "-1 epochs", "duration"),
         ("optimizer.body.name", "sdg", "one of adam, sgd"),

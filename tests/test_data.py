@@ -566,6 +566,21 @@ def test_augmentation_differs_by_position_view_seed_but_not_by_batch_size(split)
     assert (np.concatenate([b["views"]["query"] for b in other]) != query).any()
 
 
+def test_a_view_has_its_own_number_and_size_and_another_copy_leaves_the_first_as_they_were(split):
+    views = {"large": {**ON, "number": 2}, "small": {**ON, "number": 3, "size": 6, "pad": 1}}
+    whole = _train(split, 0, 3, views=views)
+    first = whole[0]["views"]
+    assert first["large"].shape == (6, 2, 12, 12, 3) and first["small"].shape == (6, 3, 6, 6, 3)
+    assert len(np.unique(first["small"].reshape(18, -1), axis=0)) == 18
+    fewer = {"large": ON, "small": {**views["small"], "number": 2}}
+    for batch, other in zip(whole, _train(split, 0, 3, views=fewer), strict=True):
+        np.testing.assert_array_equal(batch["views"]["large"][:, 0], other["views"]["large"])
+        np.testing.assert_array_equal(batch["views"]["small"][:, :2], other["views"]["small"])
+    _assert_same(_train(split, 2, 3, views=views), whole[2:])
+    parts = [_train(split, 0, 3, views=views, host=h, hosts=2)[1]["views"]["small"] for h in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[1]["views"]["small"])
+
+
 @pytest.mark.parametrize(("batch_size", "hosts"), [(17, 1), (5, 1), (4, 2), (6, 3), (64, 2), (20, 20)])
 def test_the_exact_pass_gives_every_id_once_in_order(split, batch_size, hosts):
     seen, counts = [], set()

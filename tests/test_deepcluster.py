@@ -1,5 +1,7 @@
 """DeepCluster's own behaviour: the acceptance checks of its specification, numbered as there."""
 
+import contextlib
+import io
 import json
 import math
 from dataclasses import replace
@@ -7,7 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from small import few_digits, prepared, small_config, trained
+from small import few_digits, prepared, smaller_config, trained
 
 from jaxclust.data.source import Source
 from jaxclust.data.split import from_array
@@ -30,7 +32,7 @@ def leaves(tree):
 def test_3_features_depend_on_neither_batch_size_nor_augmentation_nor_order_of_batches(tmp_path):
     features = []
     for size, rotate in ((64, 0.0), (300, 40.0), (7, 5.0)):
-        config = small_config(eval_batch_size=size, views__train__rotate=rotate)
+        config = smaller_config(eval_batch_size=size, views__train__rotate=rotate)
         stage = prepared(config, tmp_path, few_digits())
         features.append(run(stage, stage.first().state, stage.embed, "test")["features"].array())
     for other in features[1:]:
@@ -40,7 +42,7 @@ def test_3_features_depend_on_neither_batch_size_nor_augmentation_nor_order_of_b
 def test_9_duplicates_leave_empty_clusters_and_training_goes_on_with_contiguous_labels(tmp_path):
     distinct = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     source = source_of(np.repeat(distinct, 50, axis=0))
-    config = small_config(cluster__k=50, cluster__iterations=5)
+    config = smaller_config(cluster__k=50, cluster__iterations=5)
     snapshot = trained(config, tmp_path, source)
     found = len(np.unique(snapshot.targets.target))
     assert found <= 20
@@ -50,7 +52,7 @@ def test_9_duplicates_leave_empty_clusters_and_training_goes_on_with_contiguous_
 
 
 def test_13_with_rates_of_zero_only_batch_statistics_move_and_the_head_is_new_each_round(tmp_path):
-    config = small_config(optimizer__body__lr=0.0, optimizer__top__lr=0.0)
+    config = smaller_config(optimizer__body__lr=0.0, optimizer__top__lr=0.0)
     stage = prepared(config, tmp_path, few_digits())
     first = stage.first()
     params, statistics = leaves(first.state.params), leaves(first.state.extra["batch_stats"])
@@ -70,7 +72,7 @@ def test_13_with_rates_of_zero_only_batch_statistics_move_and_the_head_is_new_ea
 
 
 def test_13_head_is_drawn_as_specified(tmp_path):
-    config = small_config(model__dim=512, cluster__k=100, cluster__pca_dim=0)
+    config = smaller_config(model__dim=512, cluster__k=100, cluster__pca_dim=0)
     stage = prepared(config, tmp_path, few_digits())
     top = stage.first().state.params["top"]
     assert abs(np.asarray(top["kernel"]).std() / 0.01 - 1) < 0.02
@@ -98,7 +100,7 @@ def test_18_groups_of_shapes_are_learnt(tmp_path):
     images, labels = groups_of_shapes()
     good = 0
     for seed in range(5):
-        config = small_config(
+        config = smaller_config(
             seed=seed, cluster__k=4, rounds=10, refresh_every="4 epochs", batch_size=16, eval_batch_size=64,
             model__width=16, cluster__pca_dim=4, cluster__runs=20,
         )  # fmt: skip
@@ -111,16 +113,16 @@ def test_18_groups_of_shapes_are_learnt(tmp_path):
 
 def test_images_that_are_all_equal_are_a_collapse_said_in_words(tmp_path):
     with pytest.raises(CollapseError, match="fell into one cluster"):
-        trained(small_config(), tmp_path, source_of(np.full((64, 8, 8, 1), 7, np.uint8)))
+        trained(smaller_config(), tmp_path, source_of(np.full((64, 8, 8, 1), 7, np.uint8)))
 
 
 def test_fewer_images_than_clusters_are_refused_naming_both(tmp_path):
     with pytest.raises(ConfigError, match=r"cluster.k=500 clusters need at least 500 images; there are 300"):
-        prepared(small_config(cluster__k=500), tmp_path, few_digits())
+        prepared(smaller_config(cluster__k=500), tmp_path, few_digits())
 
 
 def test_predict_is_sure_of_centres_and_undecided_between_them(tmp_path):
-    stage = prepared(small_config(), tmp_path, few_digits())
+    stage = prepared(smaller_config(), tmp_path, few_digits())
     state, targets = stage.first()
     state, _, _ = refresh(stage, state, targets, 0, last=False)
     predicted = run(stage, state, stage.predict, "test")
@@ -138,7 +140,7 @@ def test_nothing_recompiles_after_the_first_round(tmp_path, monkeypatch):
     )
     counts = []
     monkeypatch.setattr(loop, "print_round", lambda stage, step, values: counts.append(len(compiled)))
-    config = small_config(rounds=5, cluster__k=40, save_every="1 round", cluster__backend="jax")
+    config = smaller_config(rounds=5, cluster__k=40, save_every="1 round", cluster__backend="jax")
     source = source_of(np.repeat(few_digits(41).splits["train"].images, 3, axis=0))  # so few that clusters stay empty
     stage = prepared(config, tmp_path, source)
     loop.run_stage(stage, StopSignal())
@@ -151,32 +153,40 @@ def test_nothing_recompiles_after_the_first_round(tmp_path, monkeypatch):
 def with_pic(**fields):
     """A config in which the clustering finds the number of clusters."""
     fields = {"cluster__pic__neighbours": 12, "cluster__pic__alpha": 0.9, "cluster__pic__bucket": 8, **fields}
-    return small_config(cluster__method="pic", cluster__k=500, rounds=3, **fields)  # k is not looked at
+    fields = {"rounds": 3, "optimizer__body__schedule": "none", **fields}
+    return smaller_config(cluster__method="pic", cluster__k=500, **fields)  # k is not looked at
 
 
-def test_pic_sizes_the_head_by_buckets_and_masks_what_is_unused(tmp_path, capsys):
-    snapshot = trained(with_pic(), tmp_path, few_digits())
+@pytest.fixture(scope="module")
+def whole_pic(tmp_path_factory):
+    """A training of three rounds: its folder, where it ended and what it said."""
+    workdir = tmp_path_factory.mktemp("pic")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        snapshot = trained(with_pic(), workdir, few_digits())
+    return workdir, snapshot, printed.getvalue()
+
+
+@pytest.mark.medium
+def test_pic_sizes_the_head_by_buckets_and_masks_what_is_unused(whole_pic):
+    workdir, snapshot, printed = whole_pic
     params, extra = snapshot.state.params, snapshot.state.extra
-    log = [np.load(tmp_path / "assignments" / "deepcluster" / f"{i}.npz")["cluster"] for i in range(4)]
+    log = [np.load(workdir / "assignments" / "deepcluster" / f"{i}.npz")["cluster"] for i in range(4)]
     found = [len(np.unique(clusters)) for clusters in log]
     assert len(set(found)) > 1, "the number of clusters should change in this test"
     outputs = params["top"]["kernel"].shape[1]
     assert outputs % 8 == 0 and outputs - 8 < found[-2] <= outputs  # the head is that of the last round but one
     assert extra["num_outputs"] == len(np.unique(log[-1])) and len(extra["centroids"]) % 8 == 0
     assert np.unique(snapshot.targets.target).tolist() == list(range(found[-2]))
-    printed = capsys.readouterr().out
     assert f"clusters {found[0]} " in printed and "/500" not in printed
 
 
 @pytest.mark.medium
-def test_pic_goes_on_after_a_restart_bit_for_bit_and_is_predicted_by_the_nearest_mean(tmp_path):
-    config = with_pic(optimizer__body__schedule="none")
-    whole = trained(config, tmp_path / "whole", few_digits())
-    config.rounds = 2
+def test_pic_goes_on_after_a_restart_bit_for_bit_and_is_predicted_by_the_nearest_mean(whole_pic, tmp_path):
+    config = with_pic(rounds=2)
     trained(config, tmp_path / "cut", few_digits())
     config.rounds = 3
     again = trained(config, tmp_path / "cut", few_digits())
-    first, second = leaves(whole), leaves(again)
+    first, second = leaves(whole_pic[1]), leaves(again)
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
@@ -191,14 +201,14 @@ def test_pic_needs_more_images_than_neighbours(tmp_path):
         prepared(with_pic(cluster__pic__neighbours=300), tmp_path, few_digits())
 
 
-@pytest.mark.medium
 def test_pic_that_falls_to_pieces_says_so(tmp_path, capsys):
-    trained(with_pic(cluster__pic__neighbours=2, cluster__pic__alpha=0.001), tmp_path, few_digits())
+    stage = prepared(with_pic(cluster__pic__neighbours=2, cluster__pic__alpha=0.001), tmp_path, few_digits())
+    loop.print_round(stage, 0, refresh(stage, *stage.first(), 0, last=False)[2])
     assert "small pieces: the graph has too few neighbours" in capsys.readouterr().out
 
 
 def test_one_seed_for_all_clusterings_gives_equal_clusters_of_equal_features(tmp_path):
-    config = small_config(cluster__seed=5, cluster__runs=1, cluster__iterations=1)
+    config = smaller_config(cluster__seed=5, cluster__runs=1, cluster__iterations=1)
     stage = prepared(config, tmp_path, few_digits())
     state, targets = stage.first()
     _, first, _ = refresh(stage, state, targets, 0, last=False)

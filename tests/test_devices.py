@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import few_digits, prepared, small_config, trained
+from small import few_digits, prepared, smaller_config, trained
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
@@ -20,7 +20,7 @@ def rounds(config, workdir):
 
 
 def on_devices(count, dtype, workdir, rule):
-    config = small_config(runtime__devices=count, runtime__dtype=dtype, optimizer__body__name=rule)
+    config = smaller_config(runtime__devices=count, runtime__dtype=dtype, optimizer__body__name=rule, model__blocks=1)
     config.optimizer.body.lr = config.optimizer.top.lr = 1e-2
     return rounds(config, workdir / str(count))
 
@@ -46,7 +46,9 @@ def test_a_gradient_over_devices_is_that_of_the_whole_batch(tmp_path, float64):
     """Catches the mean of a gradient that is summed already: eight times too large, and silent."""
     moved = []
     for count in (1, 8):
-        config = small_config(runtime__devices=count, runtime__dtype="float64", optimizer__body__name="sgd")
+        config = smaller_config(
+            runtime__devices=count, runtime__dtype="float64", optimizer__body__name="sgd", model__blocks=1
+        )
         config.optimizer.top.name = "sgd"
         stage = prepared(config, tmp_path, few_digits())
         state, targets = stage.first()
@@ -59,11 +61,11 @@ def test_a_gradient_over_devices_is_that_of_the_whole_batch(tmp_path, float64):
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_sizes(tmp_path):
-    config = small_config(runtime__devices=8, batch_size=100)
+    config = smaller_config(runtime__devices=8, batch_size=100)
     with pytest.raises(ConfigError, match=r"config.batch_size=100 must divide by 8 devices; nearest: 96, 104"):
         prepared(config, tmp_path, few_digits())
     with pytest.raises(ConfigError, match="there are 8 cpu devices"):
-        prepared(small_config(runtime__devices=9), tmp_path, few_digits())
+        prepared(smaller_config(runtime__devices=9), tmp_path, few_digits())
 
 
 def test_seeds_are_paths_of_names():
@@ -74,7 +76,7 @@ def test_seeds_are_paths_of_names():
 
 
 def unasked(**fields):
-    return small_config(runtime__devices=0, batch_size=64, eval_batch_size=64, **fields)
+    return smaller_config(runtime__devices=0, batch_size=64, eval_batch_size=64, **fields)
 
 
 def timed(monkeypatch, seconds):
@@ -114,6 +116,20 @@ def test_only_numbers_that_divide_the_batches_are_tried(monkeypatch, tmp_path):
     assert chosen(config, tmp_path) == 2 and tried == [1, 2]
 
 
+def test_the_search_ends_at_a_number_that_the_method_refuses(monkeypatch, tmp_path):
+    tried = timed(monkeypatch, {1: 0.4, 2: 0.2})
+
+    def prepare(config, most):
+        if config.runtime.devices > most:
+            raise ConfigError("too many")
+        return config.runtime.devices
+
+    found = devices.choose(unasked(), tmp_path, lambda config: prepare(config, 2))
+    assert found.runtime.devices == 2 and tried == [1, 2]
+    with pytest.raises(ConfigError, match="too many"):
+        devices.choose(unasked(), tmp_path, lambda config: prepare(config, 0))
+
+
 @pytest.mark.parametrize("field, value", [("devices", 3), ("cpu_devices", 8)])
 def test_what_the_user_says_is_not_measured(monkeypatch, tmp_path, field, value):
     config = unasked()
@@ -140,5 +156,5 @@ def test_a_run_goes_on_with_its_number_of_devices(monkeypatch, tmp_path):
 
 
 def test_a_real_step_is_timed(tmp_path):
-    seconds = devices.seconds_of_step(prepared(small_config(runtime__devices=2), tmp_path))
+    seconds = devices.seconds_of_step(prepared(smaller_config(runtime__devices=2, model__blocks=1), tmp_path))
     assert 0 < seconds < 5

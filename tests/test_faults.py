@@ -1,20 +1,19 @@
 """Real signals to real processes: a run that was killed and started again ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from host_runs import jaxclust, snippet
+
+from jaxclust.main import main
 
 # Dies by SIGKILL at a chosen moment: in the middle of the n-th clustering, step or save.
 DRIVER = """
-import os, signal, sys, threading, time
-from pathlib import Path
+import os, signal, threading
 
 moment, count = sys.argv[1], int(sys.argv[2])
 calls = 0
@@ -27,7 +26,7 @@ def dying(function):
         global calls
         calls += 1
         if calls == count:
-            args[-1].after() if hasattr(args[-1], "after") else die()
+            die()
         return function(*args, **kwargs)
     return wrapper
 
@@ -46,34 +45,27 @@ def die_while_saving(function):
     return wrapper
 
 from jaxclust import main
+from jaxclust.cluster import kmeans_faiss
+from jaxclust.train import checkpoint, loop
 if moment == "clustering":
-    from jaxclust.cluster import kmeans_faiss
-    kmeans_faiss._engine = dying(kmeans_faiss._engine)
+    kmeans_faiss.engine = dying(kmeans_faiss.engine)
 if moment == "step":
-    from jaxclust.data import sampler
-    from jaxclust.train import loop
     loop.ImageRows.add = dying(loop.ImageRows.add)
 if moment == "save":
-    from jaxclust.train import checkpoint
     checkpoint.Checkpoints.save = die_while_saving(checkpoint.Checkpoints.save)
 sys.exit(main.main(["jaxclust", *sys.argv[3:]]))
 """
 ARGUMENTS = [
     "--config=configs/deepcluster.py:smoke", "--config.rounds=3", "--config.batch_size=128",
+    "--config.model.blocks=1", "--config.runtime.devices=1",
     # A cosine would depend on how many rounds there will be.
     "--config.optimizer.body.schedule=none",
 ]  # fmt: skip
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.getcwd()}
 
 
-def start(workdir, *arguments, moment="never", count=0):
-    command = [sys.executable, "-c", DRIVER, moment, str(count), *ARGUMENTS, f"--workdir={workdir}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+def go_on(workdir, *arguments):
+    """The same command in this process, where nothing ends it."""
+    assert main(["jaxclust", *ARGUMENTS, f"--workdir={workdir}", *arguments]) == 0
 
 
 def outcome(workdir):
@@ -105,21 +97,20 @@ def assert_same_outcome(a, b):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    code, output = finish(start(workdir))
-    assert code == 0, output
+    go_on(workdir)
     return workdir
 
 
 @pytest.mark.medium
-def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path):
+def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path, capsys):
     workdir = tmp_path / "killed"
     for moment, count in (("step", 20), ("save", 2), ("clustering", 1), ("step", 3)):
-        code, output = finish(start(workdir, moment=moment, count=count))
-        assert code == -signal.SIGKILL, (moment, output)
+        with snippet(DRIVER, moment, count, *ARGUMENTS, f"--workdir={workdir}", count=1, devices=8) as started:
+            (ended,) = started.finish()
+        assert ended.code == -signal.SIGKILL, (moment, ended)
         assert not (workdir / "results.json").exists()
-    code, output = finish(start(workdir))
-    assert code == 0, output
-    assert "going on from step" in output
+    go_on(workdir)
+    assert "going on from step" in capsys.readouterr().out
     assert_same_outcome(uninterrupted, workdir)
 
 
@@ -129,34 +120,29 @@ def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path):
 )
 def test_a_signal_saves_once_and_exits_75(uninterrupted, tmp_path, number):
     workdir = tmp_path / "stopped"
-    process = start(workdir, "--config.save_every=never")
-    for line in process.stdout:
-        if line.startswith("deepcluster 1/3"):
-            break
-    process.send_signal(number)
-    code, output = finish(process)
-    assert code == 75, output
-    assert "the same command goes on" in output
+    arguments = [*ARGUMENTS, f"--workdir={workdir}", "--config.save_every=never"]
+    with jaxclust(*arguments, count=1, devices=8) as started:
+        started.wait_for(0, "deepcluster 1/3")
+        started.processes[0].send_signal(number)
+        (ended,) = started.finish()
+    assert ended.code == 75, ended
+    assert "the same command goes on" in ended.err
     assert len([p for p in (workdir / "checkpoints" / "deepcluster").iterdir() if p.name.isdigit()]) == 1
-    code, output = finish(start(workdir, "--config.save_every=never"))
-    assert code == 0, output
+    go_on(workdir, "--config.save_every=never")
     assert_same_outcome(uninterrupted, workdir)
 
 
 @pytest.mark.medium
 def test_more_rounds_later_equal_more_rounds_at_once(uninterrupted, tmp_path):
-    workdir = tmp_path / "extended"
     for rounds in ("--config.rounds=1", "--config.rounds=3"):
-        code, output = finish(start(workdir, rounds))
-        assert code == 0, output
-    assert_same_outcome(uninterrupted, workdir)
+        go_on(tmp_path / "extended", rounds)
+    assert_same_outcome(uninterrupted, tmp_path / "extended")
 
 
 @pytest.mark.medium
-def test_a_finished_run_says_so_and_changes_nothing(uninterrupted):
+def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, capsys):
     before = outcome(uninterrupted)
     began = time.monotonic()
-    code, output = finish(start(uninterrupted))
-    assert code == 0, output
-    assert "finished" in output and time.monotonic() - began < 60
+    go_on(uninterrupted)
+    assert "finished" in capsys.readouterr().out and time.monotonic() - began < 60
     assert str(outcome(uninterrupted)) == str(before)

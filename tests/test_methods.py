@@ -14,13 +14,17 @@ from toys import TOYS
 from jaxclust import config as config_lib
 from jaxclust import methods, plugins, runtime
 from jaxclust.data.pipeline import exact_batches
+from jaxclust.errors import ConfigError
 from jaxclust.features.extract import extract
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
-from jaxclust.methods.base import DataInfo
+from jaxclust.methods.base import DataInfo, Targets
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop
+from jaxclust.train.checkpoint import Checkpoints
+from jaxclust.train.image_rows import ImageRows
 from jaxclust.train.refresh import refresh
+from jaxclust.train.stage import prepare
 
 MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in plugins.names("jaxclust.methods")}
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
@@ -36,11 +40,17 @@ def config(request, monkeypatch):
     made.sampler = "uniform_image"
     made.method = name
     made.batch_size, made.eval_batch_size = 32, 64
+    made.model.blocks = 2
     made.data.source = source or "digits"
     made.views.train.noise = 0.1
     with made.unlocked():
-        made.views.query = made.views.train.copy_and_resolve_references()
-        made.views.key = made.views.train.copy_and_resolve_references()
+        for view in ("query", "key", "large", "small", "original", "weak", "strong"):
+            made.views[view] = made.views.train.copy_and_resolve_references()
+    made.views.large.number = made.deepcluster_v2.heads = 2
+    made.moco.queue, made.moco.dim = 64, 16
+    made.spice.num_head = made.spice.num_repeat = 2
+    made.spice.train_sub_batch_size = made.reliable.num_neighbor = 10
+    made.reliable.ratio_confident, made.reliable.score, made.reliable.balance = 0.0, 0.0, "cap"
     if name in TOYS:
         monkeypatch.setattr(methods, "get", lambda config, info: TOYS[config.method](config, info))
     return made
@@ -98,16 +108,6 @@ def test_loss_is_finite_and_its_gradient_reaches_every_parameter(config, tmp_pat
             assert np.abs(leaf).max() > 0, f"no gradient reaches {name}"
 
 
-@every_method
-def test_same_seed_twice_is_equal_and_another_seed_is_not(config, tmp_path):
-    first = trained(config, tmp_path / "a")
-    assert_same(first, trained(config, tmp_path / "b"))
-    config.seed = 1
-    other = trained(config, tmp_path / "c")
-    pairs = zip(jax.tree.leaves(first.state.params), jax.tree.leaves(other.state.params), strict=True)
-    assert any((a != b).any() for a, b in pairs)
-
-
 class StopAt(StopSignal):
     """A signal that is there at the n-th look."""
 
@@ -121,13 +121,18 @@ class StopAt(StopSignal):
 
 
 @every_method
-@pytest.mark.parametrize("stop_at", [2, 4])  # within a round, and right after a refresh
-def test_stopped_and_started_again_equals_uninterrupted(config, tmp_path, stop_at):
+def test_stopped_and_started_again_equals_uninterrupted_and_another_seed_does_not(config, tmp_path):
     config.save_every = "never"
     whole = trained(config, tmp_path / "whole")
-    with pytest.raises(runtime.Stopped):
-        loop.run_stage(prepared(config, tmp_path / "cut"), StopAt(stop_at))
-    assert_same(whole, trained(config, tmp_path / "cut"))
+    for look in (2, 4):  # within a round, and right after a refresh
+        cut = tmp_path / f"cut{look}"
+        with pytest.raises(runtime.Stopped):
+            loop.run_stage(prepared(config, cut), StopAt(look))
+        assert_same(whole, trained(config, cut))
+    config.seed = 1
+    other = trained(config, tmp_path / "other")
+    pairs = zip(jax.tree.leaves(whole.state.params), jax.tree.leaves(other.state.params), strict=True)
+    assert any((a != b).any() for a, b in pairs)
 
 
 @every_method
@@ -148,7 +153,7 @@ def test_embed_gives_one_row_for_each_id_in_order(config, tmp_path):
 def test_labels_reach_only_the_methods_that_say_so(config, tmp_path):
     stage = prepared(config, tmp_path)
     _, targets = stage.first()
-    shows_labels = (targets.target == stage.split.labels).all()
+    shows_labels = (targets.cluster == stage.split.labels).all()
     assert shows_labels == (stage.method.labels == "class")
     info_fields = " ".join(DataInfo._fields)
     assert "label" not in info_fields
@@ -168,7 +173,8 @@ def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, 
     config.stages = "first,second,third"
     with config.unlocked():
         config.stage.second = {"method": "refreshed", "rounds": 0}
-        config.stage.third = {"method": "refreshed", "rounds": 1, "optimizer": {"body": {"lr": 0.5}}}
+        config.stage.third = {"method": "refreshed", "rounds": 1, "init_from": "@first"}
+        config.stage.third.optimizer = {"body": {"lr": 0.5}}
     seen = {}
 
     def get(config, info):
@@ -187,7 +193,8 @@ def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, 
     rates = [record["lr/body"] for record in metrics if record["stage"] == "third" and "lr/body" in record]
     assert rates == pytest.approx([0.375, 0.125, 0.0])  # half a cosine from 0.5 over three steps
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["images"] == 300 and "train/acc" in results
+    assert results["images"] == 300 and results["third/train/acc"] == results["train/acc"]
+    assert results["first/step"] == 6 and results["first/train/acc"] > 0.1
     (tmp_path / "run" / "results.json").unlink()
     train.run(config, tmp_path / "run", Options())  # every stage is done: only the evaluation runs again
     again = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -225,6 +232,22 @@ def test_rows_are_kept_by_position_and_do_not_depend_on_devices(config, tmp_path
     assert rows["gate"][:20].tolist() == expected
 
 
+def test_of_an_image_that_was_met_twice_the_later_row_is_remembered_and_other_rows_are_written(tmp_path):
+    rows = ImageRows(tmp_path, None, memory="row")
+    targets = Targets(*[np.zeros(4, np.int32)] * 4, memory=np.zeros((4, 2), np.float32))
+    for step, ids in enumerate(([2, 0], [3, 2])):
+        said = np.full((2, 2), step + 1, np.float32)
+        rows.add({"id": np.array(ids), "position": 2 * step + np.arange(2), "gate": np.array(ids), "row": said})
+        before, memory = targets.memory.copy(), targets.memory
+        targets = rows.remember(targets)
+        np.testing.assert_array_equal(memory, before)
+    np.testing.assert_array_equal(targets.memory[:, 0], [1, 0, 2, 2])
+    assert rows.remember(targets) is targets
+    rows.flush(2)
+    with np.load(tmp_path / "2.npz") as file:
+        assert sorted(file) == ["gate", "id", "position"] and file["gate"].tolist() == [2, 0, 3, 2]
+
+
 @pytest.mark.parametrize("config", ["two_optimizers"], indirect=True)
 def test_a_method_may_bring_its_own_optimiser(config, tmp_path):
     stage = prepared(config, tmp_path)
@@ -245,3 +268,34 @@ def test_views_are_drawn_independently(config, tmp_path):
     views = next(loop._batches(stage, targets, 0))["views"]
     assert set(views) == {"query", "key"}
     assert (np.asarray(views["query"]) != np.asarray(views["key"])).any()
+
+
+@pytest.mark.parametrize("config", ["plain"], indirect=True)
+def test_a_stage_starts_with_the_body_of_another_one_here_or_elsewhere(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "open_source", lambda config: few_digits())
+    config.stages, config.rounds = "first,second", 1
+    with config.unlocked():
+        config.stage.second = {"init_from": "@first", "rounds": 0}
+    train.run(config_lib.validate(config), tmp_path / "both", Options())
+    bodies = {name: Checkpoints(tmp_path / "both" / "checkpoints" / name).latest() for name in ("first", "second")}
+    assert bodies == {"first": 3, "second": 0}
+    after, begun = (trained_stage(config, tmp_path / "both", name) for name in ("first", "second"))
+    np.testing.assert_array_equal(after.params["body"]["kernel"], begun.params["body"]["kernel"])
+    config.stages = "second"
+    train.run(config, tmp_path / "both", Options())  # the first was left here by an earlier start
+    config.init_from = str(tmp_path / "both")
+    train.run(config, tmp_path / "alone", Options())
+    alone = trained_stage(config, tmp_path / "alone", "second")
+    np.testing.assert_array_equal(after.params["body"]["kernel"], alone.params["body"]["kernel"])
+    config.init_from = ""
+    with pytest.raises(ConfigError, match="no stage 'first' before 'second', and .* no checkpoint of one; train it"):
+        train.run(config, tmp_path / "nowhere", Options())
+
+
+def trained_stage(config, workdir, name):
+    """The state that a stage has left."""
+    config = config_lib.ConfigDict(config.to_dict())
+    config.stages = name
+    config.stage = config_lib.ConfigDict({name: {"rounds": 1}})
+    stage = prepare(config, name, few_digits().splits["train"], DataInfo(300, (8, 8, 1), 10), workdir)
+    return Checkpoints(workdir / "checkpoints" / name).restore(stage.first()).state

@@ -28,6 +28,12 @@ UAD = [
     "--fusion_pca", "--low_weight", "--low_dim", "--uncertainty", "--fuzzifier", "--num_nearest", "--weight_strength",
     "--weight_power", "--weight_max", "--weight_direction", "--weight_warmup", "--loss_norm",
 ]  # fmt: skip
+V2 = [
+    "main_deepclusterv2.py", "--data_path", "--nmb_crops", "--size_crops", "--min_scale_crops", "--max_scale_crops",
+    "--nmb_prototypes", "--temperature", "--feat_dim", "--hidden_mlp", "--base_lr", "--final_lr", "--warmup_epochs",
+    "--start_warmup", "--freeze_prototypes_niters", "--checkpoint_freq", "--dump_path", "--dist_url", "--world_size",
+    "--rank", "--local_rank", "--sync_bn", "--syncbn_process_group_size",
+]  # fmt: skip
 PROBE = ["eval_linear.py", "--data", "--model", "--conv", "--tencrops", "--batch_size", "--weight_decay"]
 
 
@@ -73,8 +79,10 @@ def overrides(text):
     return [tuple(a.removeprefix("--config.").split("=", 1)) for a in found]
 
 
-def parse(arguments):
-    first = [] if any(a.startswith("--config=") for a in arguments) else [BASE]
+def parse(arguments, base=BASE):
+    """The command; sections that only the second version has need its config."""
+    own = any(re.search(r"\.(views\.(large|small)|optimizer\.prototypes)\.", a) for a in arguments)
+    first = [] if any(a.startswith("--config=") for a in arguments) else [f"{BASE}:v2" if own else base]
     return main.parse(["jaxclust", *first, *arguments])
 
 
@@ -95,30 +103,33 @@ WITH_OVERRIDES = [row for row in ROWS if "ours" in row.cells and overrides(row.c
 APPLIED = [row for row in ROWS if {"default", "ours"} <= row.cells.keys()]
 
 
+def base_of(row):
+    return f"{BASE}:v2" if row.section.startswith("DeepCluster-v2") else BASE
+
+
 def title(row):
     return row.cells["original"].replace("`", "")
 
 
 def test_the_tables_are_all_read():
     assert len(ROWS) > 40 and len(WITH_OVERRIDES) > 30
-    assert len({row.section for row in ROWS}) == 7
+    assert len({row.section for row in ROWS}) == 8
     lines = [line for line in TEXT.splitlines() if line.startswith("|")]
-    assert len(lines) == len(ROWS) + 2 * 7, "each table has a header and a rule"
+    assert len(lines) == len(ROWS) + 2 * 8, "each table has a header and a rule"
 
 
 def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
     names = Counter(name for row in ROWS for name in spans(row.cells["original"]))
-    assert {name: names[name] for name in [*FLAGS, *SETTINGS, *UAD, *PROBE]} == dict.fromkeys(
-        [*FLAGS, *SETTINGS, *UAD, *PROBE], 1
-    )
+    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE]
+    assert {name: names[name] for name in known} == dict.fromkeys(known, 1)
     assert max(names.values()) == 1
 
 
 @pytest.mark.parametrize("row", WITH_OVERRIDES, ids=title)
 def test_the_overrides_of_a_row_give_the_values_that_it_says_and_change_nothing_else(row):
     said = overrides(row.cells["ours"])
-    before = dict(config_lib.flatten(parse([]).config))
-    after = dict(config_lib.flatten(parse(arguments(row.cells["ours"])).config))
+    before = dict(config_lib.flatten(parse([], base_of(row)).config))
+    after = dict(config_lib.flatten(parse(arguments(row.cells["ours"]), base_of(row)).config))
     assert len(dict(said)) == len(said)
     for name, text in said:
         value = read_value(name, text)
@@ -132,7 +143,7 @@ def test_overrides_carry_the_default_of_the_original_or_switch_on_what_was_off(r
     if default == ["off"]:
         assert any(read_value(name, text) != config_lib.field_of(name).default for name, text in said)
     else:
-        units = {"epoch", "steps"}
+        units = {"epoch", "epochs", "rounds", "steps"}
         assert {word for _, text in said for word in words(text)} - units == set(default)
 
 
@@ -190,7 +201,7 @@ def test_jobs_networks_and_methods_that_the_text_names_exist():
 
 def test_presets_are_what_the_text_says():
     presets = set(re.findall(r"configs/deepcluster\.py:(\w+)", TEXT)) | set(re.findall(r"`:(\w+)`", TEXT))
-    assert presets == {"imagenet", "imagenette", "cifar10", "folder"}
+    assert presets == {"imagenet", "imagenette", "cifar10", "folder", "v2"}
     configs = {name: config_lib.from_file(Path("configs/deepcluster.py"), name) for name in presets}
     published, users = configs["imagenet"], configs["imagenette"]
     assert (published.model.name, published.model.sobel, published.cluster.k) == ("alexnet", True, 10_000)

@@ -16,13 +16,16 @@ from jaxclust import config as config_lib
 from jaxclust import models
 from jaxclust.errors import ConfigError
 from jaxclust.models import layers
+from jaxclust.models.heads import MLP
 from jaxclust.ops.sobel import sobel
 from jaxclust.runtime import AXIS
 
-NAMES = ["alexnet", "convnet", "resnet18", "resnet34", "resnet50", "vgg16"]
-WIDTHS = {"alexnet": 6, "convnet": 4, "resnet18": 3, "resnet50": 2, "vgg16": 2}
+NAMES = [
+    "alexnet", "convnet", "resnet18", "resnet34", "resnet50", "clusterresnet", "vgg16", "wrn28_2", "wrn28_8", "wrn37_2",
+]  # fmt: skip
+WIDTHS = {"alexnet": 6, "convnet": 4, "resnet18": 3, "resnet50": 2, "clusterresnet": 2, "vgg16": 2, "wrn28_2": 2}
 every_network = pytest.mark.parametrize("name", NAMES)
-every_file = pytest.mark.parametrize("name", ["alexnet", "convnet", "resnet18", "vgg16"])
+every_file = pytest.mark.parametrize("name", ["alexnet", "convnet", "resnet18", "vgg16", "wrn28_2"])
 
 
 def network(name, dtype="float32", **settings):
@@ -32,8 +35,14 @@ def network(name, dtype="float32", **settings):
     return models.get(config_lib.validate(config))
 
 
+def averages(name):
+    """Whether the feature of a network is the mean of its last map."""
+    return "resnet" in name or name.startswith("wrn")
+
+
 def tiny(name, dtype="float32", **settings):
-    return network(name, dtype, **{"width": WIDTHS[name], "dim": 0 if "resnet" in name else 10, **settings})
+    net = network(name, dtype, **{"width": WIDTHS[name], "dim": 0 if averages(name) else 10, **settings})
+    return net.clone(groups=net.groups._replace(blocks=(2, 2, 2))) if name == "wrn28_2" else net
 
 
 def images(height, width=None, channels=3, batch=2, dtype=np.float32):
@@ -291,9 +300,11 @@ def slow_convnet(net, x):
     return net.dense(x, "feature")
 
 
-def slow_resnet(net, x, blocks, kernels, small_stem):
-    x = net.relu_map(net.conv(x, "conv1", *((1, 1) if small_stem else (2, 3))), "conv1")
-    x = x if small_stem else slow_max_pool(x, 3, 2, 1)
+def slow_resnet(net, x, blocks, kernels, stem):
+    x = net.relu_map(net.conv(x, "conv1", *((2, 3) if stem == "imagenet" else (1, 1))), "conv1")
+    x = {"imagenet": lambda: slow_max_pool(x, 3, 2, 1), "pooled": lambda: slow_max_pool(x, 2, 2, 1)}.get(
+        stem, lambda: x
+    )()
     for stage, count in enumerate(blocks, 2):
         for block in range(1, count + 1):
             name, y = f"conv{stage}_{block}", x
@@ -309,12 +320,40 @@ def slow_resnet(net, x, blocks, kernels, small_stem):
     return x.mean(axis=(1, 2))
 
 
-def slow_resnet18(net, x, small_stem=False):
-    return slow_resnet(net, x, (2, 2, 2, 2), (3, 3), small_stem)
+def slow_resnet18(net, x, stem):
+    return slow_resnet(net, x, (2, 2, 2, 2), (3, 3), stem)
 
 
-def slow_resnet50(net, x, small_stem=False):
-    return slow_resnet(net, x, (3, 4, 6, 3), (1, 3, 1), small_stem)
+def slow_resnet50(net, x, stem):
+    return slow_resnet(net, x, (3, 4, 6, 3), (1, 3, 1), stem)
+
+
+def slow_clusterresnet(net, x, stem):
+    return slow_resnet(net, x, (3, 4, 6, 3), (3, 3), "pooled")  # whatever config.model.stem says
+
+
+def slow_wrn28_2(net, x, stem):
+    def conv(x, name, stride, padding):
+        return slow_conv(x, net.params[f"{name}_conv"]["kernel"], 0, stride, padding)
+
+    def activated(x, name):
+        norm, stats = net.params[f"{name}_norm"], net.stats[f"{name}_norm"]
+        y = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        return np.where(y > 0, y, 0.1 * y)
+
+    x = conv(x, "conv1", 1, 1)
+    for group, stride in enumerate((1, 2, 2), 1):
+        for block in (1, 2):
+            name = f"conv{group + 1}_{block}"
+            y = activated(x, f"{name}_1")
+            if block == 1:
+                net.maps[f"conv{group}"] = y
+                x, y = conv(y, f"{name}_skip", stride, 0), conv(y, f"{name}_1", stride, 1)
+            else:
+                y = conv(y, f"{name}_1", 1, 1)
+            x = x + conv(activated(y, f"{name}_2"), f"{name}_2", 1, 1)
+    net.maps["conv4"] = activated(x, "last")
+    return net.maps["conv4"].mean(axis=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -325,6 +364,9 @@ def slow_resnet50(net, x, small_stem=False):
         (slow_convnet, (19, 16), "imagenet"),
         (slow_resnet18, (35, 50), "imagenet"),
         (slow_resnet18, (9, 12), "small"),
+        (slow_resnet18, (11, 14), "pooled"),
+        (slow_clusterresnet, (9, 9), "imagenet"),
+        (slow_wrn28_2, (12, 9), "imagenet"),
         (slow_resnet50, (33, 33), "imagenet"),
         (slow_resnet50, (10, 9), "small"),
     ],
@@ -334,7 +376,7 @@ def test_feature_and_maps_equal_the_slow_double(slow, sides, stem, float64):
     net, x = tiny(name, "float64", stem=stem), images(*sides, dtype=np.float64)
     variables = drawn(net, x, np.float64)
     double = Slow(variables)
-    expected = slow(double, x, **({"small_stem": True} if stem == "small" else {}))
+    expected = slow(double, x, stem) if averages(name) else slow(double, x)
     feature, maps = outputs(net, variables, x)
     assert feature.dtype == np.float64 and maps.keys() == double.maps.keys()
     np.testing.assert_allclose(feature, expected, rtol=1e-9, atol=1e-9)
@@ -383,6 +425,25 @@ def test_vgg16_has_the_published_shapes():
     assert feature == (2, 4096)
 
 
+@pytest.mark.parametrize("side, sides", [(96, (49, 25, 13, 7)), (64, (33, 17, 9, 5)), (32, (17, 9, 5, 3))])
+def test_clusterresnet_has_the_published_shapes(side, sides):
+    params, feature, maps = shapes("clusterresnet", (side, side))
+    channels = (64, 64, 128, 256, 512)
+    assert maps == {f"conv{n}": (s, s, c) for n, (s, c) in enumerate(zip((side, *sides), channels, strict=True), 1)}
+    assert params["conv1_conv/kernel"] == (3, 3, 3, 64) and feature == (2, 512)
+
+
+@pytest.mark.parametrize("name, side, sides, widths", [
+    ("wrn28_2", 32, (32, 32, 16, 8), (16, 32, 64, 128)),
+    ("wrn28_8", 32, (32, 32, 16, 8), (16, 128, 256, 512)),
+    ("wrn37_2", 96, (96, 48, 24, 12, 6), (16, 32, 64, 128, 256)),
+])  # fmt: skip
+def test_wide_resnets_have_the_published_shapes(name, side, sides, widths):
+    params, feature, maps = shapes(name, (side, side))
+    assert maps == {f"conv{n}": (s, s, c) for n, (s, c) in enumerate(zip(sides, widths, strict=True), 1)}
+    assert feature == (2, widths[-1]) and not any(key.endswith("_conv/bias") for key in params)
+
+
 @pytest.mark.parametrize(("name", "expansion"), [("resnet18", 1), ("resnet34", 1), ("resnet50", 4)])
 @pytest.mark.parametrize(("stem", "side", "sides"), [
     ("imagenet", 224, (112, 56, 28, 14, 7)), ("small", 32, (32, 32, 16, 8, 4)),
@@ -414,8 +475,17 @@ def vgg16_count():
     return convs + dense_count(25088, 4096) + dense_count(4096, 4096)
 
 
-def resnet_count(blocks, kernels, expansion):
-    total, before = conv_count(7, 3, 64, False), 64
+def wide_count(groups, widen):
+    total, before = 9 * 3 * 16, 16
+    for group in range(groups):
+        after = 16 * widen * 2**group
+        total += before * after + sum(2 * a + 9 * a * after for a in [before, *[after] * 7])  # 4 blocks of 2
+        before = after
+    return total + 2 * before
+
+
+def resnet_count(blocks, kernels, expansion, stem=7):
+    total, before = conv_count(stem, 3, 64, False), 64
     for stage, count in enumerate(blocks):
         width = 64 * 2**stage
         widths = [width] * (len(kernels) - 1) + [width * expansion]
@@ -434,10 +504,15 @@ def resnet_count(blocks, kernels, expansion):
     ("resnet18", resnet_count((2, 2, 2, 2), (3, 3), 1), 11_176_512),
     ("resnet34", resnet_count((3, 4, 6, 3), (3, 3), 1), 21_284_672),
     ("resnet50", resnet_count((3, 4, 6, 3), (1, 3, 1), 4), 23_508_032),
+    ("clusterresnet", resnet_count((3, 4, 6, 3), (3, 3), 1, stem=3), 21_284_672 - (49 - 9) * 3 * 64),
+    ("wrn28_2", wide_count(3, 2), 1_467_610 - dense_count(128, 10)),
+    ("wrn28_8", wide_count(3, 8), None),
+    ("wrn37_2", wide_count(4, 2), None),
 ])  # fmt: skip
 def test_full_size_networks_have_as_many_parameters_as_published(name, formula, known):
     params, _, _ = shapes(name, (224, 224))
-    assert sum(int(np.prod(shape)) for shape in params.values()) == formula == known
+    assert sum(int(np.prod(shape)) for shape in params.values()) == formula
+    assert known in (formula, None)
 
 
 @every_network
@@ -449,7 +524,7 @@ def test_width_and_dim_scale_a_network_in_proportion(name):
     for key, shape in half.items():
         if "conv" in key or "norm" in key:
             assert shape[-1] * 2 == own[key][-1], key
-    if "resnet" not in name:
+    if not averages(name):
         assert half["feature/kernel"][-1] == 20 and own["feature/kernel"][-1] == (128 if name == "convnet" else 4096)
 
 
@@ -459,9 +534,12 @@ def test_widths_of_alexnet_are_rounded():
 
 
 @settings(deadline=None, max_examples=12)
-@given(st.sampled_from(list(WIDTHS)), st.integers(16, 64), st.integers(16, 64), st.sampled_from([1, 3]), st.booleans())
-def test_images_of_any_size_give_features_of_one_size(name, height, width, channels, small_stem):
-    options = {"width": WIDTHS[name], "dim": 5, "stem": "small" if small_stem else "imagenet"}
+@given(
+    st.sampled_from(list(WIDTHS)), st.integers(16, 64), st.integers(16, 64), st.sampled_from([1, 3]),
+    st.sampled_from(["imagenet", "small", "pooled"]),
+)  # fmt: skip
+def test_images_of_any_size_give_features_of_one_size(name, height, width, channels, stem):
+    options = {"width": WIDTHS[name], "dim": 5, "stem": stem}
     params, feature, maps = shapes(name, (height, width), channels, **options)
     assert feature == (2, 5) and all(min(shape) >= 1 for shape in maps.values())
     if name != "convnet":  # its dense layer takes the last map as it is
@@ -475,7 +553,7 @@ def test_features_of_small_images_are_finite_and_differ(name, sides):
     feature, maps = outputs(net, drawn(net, x), x)
     assert np.isfinite(feature).all() and (feature[0] != feature[1]).any()
     for value in maps.values():
-        assert (value >= 0).all() and (value > 0).any() and np.isfinite(value).all()
+        assert ((value >= 0).all() or name == "wrn28_2") and (value > 0).any() and np.isfinite(value).all()
 
 
 @pytest.mark.parametrize("sides", [(6, 6), (6, 40), (40, 3)])
@@ -488,7 +566,24 @@ def test_alexnet_names_the_smallest_image_it_can_see(sides):
 # Initialisation, batch norm, dropout
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18"])
+def test_clusterresnet_and_multilayer_heads_are_drawn_as_pytorch_does():
+    net = network("clusterresnet", width=16).clone(blocks=(1, 1, 1, 1))
+    params = jax.jit(net.init)(jax.random.key(0), images(8))["params"]
+    head = MLP(2, 40, jnp.float32).init(jax.random.key(1), np.zeros((1, 900), np.float32))["params"]
+    checked = 0
+    for leaf in jax.tree.leaves((params, head)):
+        kernel = np.asarray(leaf)
+        bound = 1 / np.sqrt(900 if kernel.ndim == 1 else np.prod(kernel.shape[:-1]))
+        if kernel.size > 2000 or kernel.size == 900:
+            assert np.abs(kernel).max() <= bound and np.abs(kernel).max() > 0.99 * bound
+            assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.06)
+            assert abs(kernel.mean()) < 4 * bound / np.sqrt(3 * kernel.size)
+            checked += 1
+    assert checked == 8 + 2 + 3, "of the blocks, of the two larger shortcuts, of the head"
+    assert set(head) == {"hidden1", "embedding"}
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18", "wrn28_2"])
 def test_parameters_are_drawn_as_published(name):
     net = network(name, dim=128)  # full size but for the dense layers
     params = jax.jit(net.init)(jax.random.key(0), images(16))["params"]
@@ -514,6 +609,29 @@ def test_batch_norm_has_the_published_constants():
     np.testing.assert_allclose(y[0], (x - mean) / np.sqrt(var + 1e-5), atol=1e-3)
     np.testing.assert_allclose(updated["batch_stats"]["mean"][0], 0.1 * mean, rtol=1e-4)
     np.testing.assert_allclose(updated["batch_stats"]["var"][0], 0.9 + 0.1 * var, rtol=1e-6)
+
+
+def test_batch_norm_of_wide_resnets_keeps_more_of_its_statistics():
+    net, x = tiny("wrn28_2"), images(8)
+    variables = drawn(net, x)
+    before, (_, stats) = variables["batch_stats"]["conv2_1_1_norm"]["var"], trained(net, variables, x)
+    y = jax.lax.conv_general_dilated(
+        x, variables["params"]["conv1_conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = 0.999 * before + 0.001 * y.var(axis=(0, 1, 2))
+    assert np.abs(expected / before - 1).max() > 1e-3
+    np.testing.assert_allclose(stats["conv2_1_1_norm"]["var"], expected, rtol=1e-5)
+
+
+@every_file
+def test_batch_norm_may_be_of_the_given_images_alone_without_an_axis_of_devices(name):
+    net, x = tiny(name, dropout=0.0), images(16)
+    variables = born(net, x)
+    apply = functools.partial(net.clone(axis=None).apply, train=True, mutable=["batch_stats"])
+    found, updated = jax.eval_shape(apply, variables, x)
+    assert updated["batch_stats"].keys() == variables["batch_stats"].keys()
+    with pytest.raises(NameError, match=AXIS):
+        jax.eval_shape(functools.partial(net.apply, train=True, mutable=["batch_stats"]), variables, x)
 
 
 @every_file
@@ -627,7 +745,9 @@ def test_every_network_is_found_by_its_name_and_traces_at_full_size():
     for name in NAMES:
         for use_sobel in (False, True):
             _, feature, maps = shapes(name, (224, 224), sobel=use_sobel)
-            assert feature[1] >= 128 and len(maps) == (3 if name == "convnet" else 13 if name == "vgg16" else 5)
+            assert feature[1] >= 128 and len(maps) == {"convnet": 3, "vgg16": 13, "wrn28_2": 4, "wrn28_8": 4}.get(
+                name, 5
+            )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Optimisers and the course of their rates, against slow doubles."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import few_digits, prepared, small_config, trained
+from small import few_digits, prepared, smaller_config, trained
 
 from jaxclust import methods
+from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Method
 from jaxclust.train import loop, optim
-from jaxclust.train.lengths import Lengths
+from jaxclust.train.lengths import Lengths, lengths
 from jaxclust.train.refresh import refresh
 
 PARAMS = {
@@ -24,12 +26,12 @@ PARAMS = {
 METHOD = Method(init=None, loss=None, embed=None)
 
 
-def made(steps=100, every=10, method=METHOD, **fields):
+def made(steps=100, every=10, method=METHOD, warmup=0, **fields):
     """The optimiser of PARAMS for settings of the body (`lr=1`) or the top (`top__lr=1`)."""
     fields = {"schedule": "none", **fields}
     named = {f"optimizer__{name if name.startswith('top__') else 'body__' + name}": v for name, v in fields.items()}
-    lengths = Lengths(steps, every, every, 0, 0, {"body": every, "top": every})
-    return optim.make(small_config(**named), method, PARAMS, lengths)
+    of_groups = {"body": every, "top": every}, {"body": warmup}
+    return optim.make(smaller_config(**named), method, PARAMS, Lengths(steps, every, every, 0, 0, *of_groups))
 
 
 def constant(value):
@@ -66,7 +68,7 @@ def test_14_an_exponent_of_minus_five_is_a_decay_of_exactly_one_hundred_thousand
 @pytest.mark.parametrize("value", [1e-5, 0.5, 2.0, -1e-5, -0.5, math.nan])
 def test_a_plain_value_in_the_field_of_the_exponent_is_refused_with_the_field_it_belongs_to(value):
     with pytest.raises(ConfigError, match=r"optimizer.body.wd=.* must be an exponent .*weight_decay"):
-        small_config(optimizer__body__wd=value)
+        smaller_config(optimizer__body__wd=value)
 
 
 def test_two_ways_to_say_the_decay_contradict():
@@ -96,6 +98,66 @@ def test_rates_follow_their_schedule(schedule, expected):
         changes, _ = optimizer.update(constant(1.0), state, PARAMS, step=jnp.asarray(step))
         np.testing.assert_allclose(changes["body"]["kernel"], -expected(step), rtol=1e-5, atol=1e-6)
         assert optimizer.rates(state, step)["body"] == pytest.approx(expected(step), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["none", "cosine", "exponential"])
+def test_rates_rise_evenly_before_their_course(schedule):
+    optimizer = made(
+        name="sgd", lr=4.8, momentum=0.0, schedule=schedule, gamma=0.9, min_lr=0.0048, warmup=20, warmup_lr=0.3
+    )
+    rates = [optimizer.rates(optimizer.init(PARAMS), step)["body"] for step in range(101)]
+    np.testing.assert_allclose(rates[:20], 0.3 + 4.5 * np.arange(20) / 20, rtol=1e-5)
+    after = np.arange(81)
+    expected = {
+        "none": np.full(81, 4.8),
+        "cosine": 0.0048 + 0.5 * (4.8 - 0.0048) * (1 + np.cos(np.pi * after / 80)),
+        "exponential": 4.8 * 0.9 ** (after // 10),
+    }
+    np.testing.assert_allclose(rates[20:], expected[schedule], rtol=1e-5)
+
+
+def test_the_rate_of_the_second_version_at_full_size():
+    config = from_file(Path("configs/deepcluster.py"), "v2")
+    length = lengths(config, 1_281_167)
+    assert (length.round, length.stage, length.warmup["body"]) == (313, 250_400, 3_128)
+    course = optim.Course(config.optimizer.body, length.every["body"], length.warmup["body"])
+    rate = optim.schedule(course, length.stage)
+    steps = {0: 0.3, 1564: 2.55, 3128: 4.8, 3128 + 247_272 // 2: 2.4024, 250_400: 0.0048}
+    for step, expected in steps.items():
+        assert float(rate(jnp.asarray(step))) == pytest.approx(expected, rel=1e-4), step
+
+
+def test_lars_makes_a_step_a_share_of_the_length_of_its_parameter():
+    optimizer = made(name="lars", lr=2.0, momentum=0.9, weight_decay=0.1, trust=0.01)
+    params = {"body": {"kernel": jnp.asarray([3.0, -4.0]), "scale": jnp.asarray([0.0])}, "top": PARAMS["top"]}
+    expected = {name: np.asarray(value, np.float64) for name, value in params["body"].items()}
+    velocity, state = dict.fromkeys(expected, 0.0), optimizer.init(params)
+    for step in range(3):
+        gradient = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, 0.5 - step), params)
+        changes, state = optimizer.update(gradient, state, params, step=jnp.asarray(step))
+        params = jax.tree.map(jnp.add, params, changes)
+        for name, value in expected.items():
+            g = 0.5 - step + 0.1 * value
+            if np.linalg.norm(value) > 0:
+                g = g * 0.01 * np.linalg.norm(value) / np.linalg.norm(g)
+            velocity[name] = 0.9 * velocity[name] + g
+            expected[name] = value - 2.0 * velocity[name]
+        for name, value in expected.items():
+            np.testing.assert_allclose(params["body"][name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
+def test_a_frozen_group_neither_moves_nor_remembers_until_its_step(name):
+    frozen, free = made(name=name, lr=0.1, weight_decay=0.1, frozen=3), made(name=name, lr=0.1, weight_decay=0.1)
+    state, fresh = frozen.init(PARAMS), free.init(PARAMS)
+    for step in range(3):
+        changes, state = frozen.update(constant(1.0 + step), state, PARAMS, step=jnp.asarray(step))
+        assert not any(leaf.any() for leaf in jax.tree.leaves(changes["body"]))
+        assert all(leaf.any() for leaf in jax.tree.leaves(changes["top"]))
+    for step in range(3, 5):
+        changes, state = frozen.update(constant(0.5), state, PARAMS, step=jnp.asarray(step))
+        expected, fresh = free.update(constant(0.5), fresh, PARAMS, step=jnp.asarray(step))
+        jax.tree.map(np.testing.assert_array_equal, changes["body"], expected["body"])
 
 
 def reduced_by_hand(losses, lr, factor, patience, min_lr):
@@ -162,10 +224,11 @@ def test_plateau_of_a_method_that_shows_no_loss_is_refused():
 @pytest.mark.medium
 def test_plateau_in_a_training_is_logged_and_survives_a_restart(tmp_path):
     fields = {"rounds": 4, "refresh_every": "2 steps", "cluster__runs": 1, "optimizer__body__schedule": "none"}
+    fields["model__blocks"] = 1
     fields |= {
         f"optimizer__top__{name}": v for name, v in {"schedule": "plateau", "patience": 0, "every": "1 step"}.items()
     }
-    config = small_config(**fields)
+    config = smaller_config(**fields)
     trained(config, tmp_path / "whole", few_digits())
     rounds = [2, 4]
     for number in rounds:
@@ -183,12 +246,12 @@ def test_methods_with_their_own_optimiser_report_no_configured_rate(monkeypatch,
     from toys import two_optimizers
 
     monkeypatch.setattr(methods, "get", two_optimizers)
-    stage = prepared(small_config(), tmp_path, few_digits())
+    stage = prepared(smaller_config(), tmp_path, few_digits())
     assert stage.optimizer.rates(stage.first().state.opt_state, 0) == {}
 
 
 def test_a_frozen_body_does_not_move_whatever_the_decay(tmp_path):
-    config = small_config(freeze_body=True, optimizer__body__weight_decay=0.1)
+    config = smaller_config(freeze_body=True, optimizer__body__weight_decay=0.1)
     stage = prepared(config, tmp_path, few_digits())
     first = stage.first()
     state, targets, _ = refresh(stage, *first, 0, last=False)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from small import run
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def digits(workdir, *arguments):
     arguments = ["--config=configs/deepcluster.py", f"--workdir={workdir}", *arguments]

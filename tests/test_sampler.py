@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxclust.data.sampler import draw
+from jaxclust import config as c
+from jaxclust.data.sampler import POOLS, draw
+from jaxclust.errors import ConfigError
+from jaxclust.train.lengths import lengths
 
 SIZES = (5000, 1000, 500, 100, 50, 10, 0, 1)
 
@@ -96,3 +99,51 @@ def test_seeds_differ():
     targets = np.zeros(100, np.int32)
     a, b = (draw("uniform_image", np.arange(100), targets, 100, (0, r)) for r in range(2))
     assert (a != b).any()
+
+
+def pools(kind, seed=0, first=0, count=5, size=4):
+    """`count` batches of 4 of the 14 even numbers below 28, whose order as given is shuffled."""
+    ids = np.random.default_rng(1).permutation(2 * np.arange(14))
+    drawn = draw(kind, ids, np.zeros(28, np.int32), count * size, (0, seed), size, first_batch=first)
+    assert drawn.dtype == np.int32 and drawn.shape == (count * size,) and np.isin(drawn, ids).all()
+    return drawn.reshape(count, size)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_pool_holds_distinct_images_and_is_a_function_of_the_seed(kind):
+    drawn = pools(kind)
+    assert all(len(set(batch)) == 4 for batch in drawn.tolist())
+    np.testing.assert_array_equal(drawn, pools(kind))
+    assert (drawn != pools(kind, seed=1)).any() == (kind != "fixed")
+
+
+def test_resampled_pools_share_images_and_all_images_come_up():
+    drawn = pools("resample", count=60)
+    assert len(set(drawn[:3].ravel().tolist())) < 12
+    counts = np.bincount(drawn.ravel(), minlength=28)[::2]
+    np.testing.assert_allclose(counts, 240 / 14, atol=9)
+
+
+def test_a_partition_shows_an_image_once_before_it_is_drawn_anew_without_the_remainder():
+    drawn = pools("partition", count=6)
+    assert len(set(drawn[:3].ravel().tolist())) == 12 == len(set(drawn[3:].ravel().tolist()))
+    assert (drawn[:3] != drawn[3:]).any()
+
+
+def test_a_fixed_chunk_has_the_same_images_in_every_round():
+    expected = 2 * np.arange(12).reshape(3, 4)
+    np.testing.assert_array_equal(pools("fixed", count=3), expected)
+    np.testing.assert_array_equal(pools("fixed", first=5, count=2), expected[[2, 0]])
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_an_epoch_has_only_whole_pools_and_a_pool_no_more_than_all_images(kind):
+    config = c.base()
+    config.sampler, config.batch_size, config.rounds, config.refresh_every = kind, 5000, 3, "1 epoch"
+    assert lengths(config, 13_000)[:2] == (6, 2)
+    config.refresh_every = "2 epochs"
+    assert lengths(config, 14_999).round == 4
+    with pytest.raises(ConfigError, match="batch_size=5000.*distinct images, and there are 4999"):
+        lengths(config, 4999)
+    with pytest.raises(ValueError, match="5 distinct ids cannot be drawn from 4"):
+        draw(kind, np.arange(4), np.zeros(4, np.int32), 5, 0, 5)

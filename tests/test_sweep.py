@@ -3,18 +3,18 @@
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from html.parser import HTMLParser
 from urllib.parse import unquote, unquote_plus
 
 import numpy as np
 import pytest
+from host_runs import all_well, jaxclust
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 from small import few_digits, run, small_config
@@ -26,7 +26,10 @@ from jaxclust.jobs.options import Options
 from jaxclust.report import figures, sweep_figure
 from jaxclust.report import sweep as report
 
-SHORT = ["--config=configs/deepcluster.py:smoke", "--config.refresh_every=3 steps", "--config.batch_size=64"]
+SHORT = [
+    "--config=configs/deepcluster.py:smoke", "--config.refresh_every=3 steps", "--config.batch_size=64",
+    "--config.model.blocks=1",
+]  # fmt: skip
 GRID = ["--over=cluster.k=3,4", "--over=seed=0,1"]
 
 
@@ -335,6 +338,18 @@ def test_a_signal_ends_the_sweep_between_two_runs(trainings, tmp_path):
     assert trainings.done == ["seed=0", "seed=1"]
 
 
+def test_who_waits_for_another_process_obeys_a_signal(trainings, tmp_path, monkeypatch):
+    naps = []
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: naps.append(os.kill(os.getpid(), signal.SIGTERM)))
+    with (
+        sweep.locked(tmp_path / "locks" / "seed=0.lock", fcntl.LOCK_EX) as mine,
+        pytest.raises(Stopped, match="the same command goes on"),
+    ):
+        assert mine
+        start(tmp_path, "seed=0")
+    assert len(naps) == 1 and not trainings.done
+
+
 def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_path):
     config = small_config()
     (tmp_path / "locks").mkdir()
@@ -447,13 +462,12 @@ class Page(HTMLParser):
         self.links += [value for name, value in attrs if name in ("href", "src", "srcset")]
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
 @pytest.mark.parametrize(
     "x", [[5, 10, 20], [1e-4, 1e-3, 1.0, 0.0], [*range(2, 60)], [True, False], ["$\\frac{", "a" * 90, "漢"], ["one"]]
 )
-def test_a_plot_of_any_values_is_drawn_without_a_warning(x, theme, tmp_path):
+def test_a_plot_of_any_values_is_drawn_without_a_warning(x, tmp_path):
     rng = np.random.default_rng(0)
-    for lines in (1, 2, 9):
+    for lines, theme in ((1, figures.LIGHT), (2, figures.DARK), (9, figures.LIGHT)):
         series = [
             sweep_figure.Series(
                 f"sampler={i} {'x' * 100}" if lines > 1 else "", x, rng.normal(size=len(x)), [np.nan] * len(x)
@@ -538,60 +552,28 @@ def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
 
 
 @pytest.mark.medium
-def test_the_summary_of_permuted_labels_is_the_same(done, tmp_path):
-    split = few_digits(200).splits["train"]
-    np.savez(tmp_path / "wrong.npz", images=split.images, labels=np.random.default_rng(0).permutation(split.labels))
-    assert swept(tmp_path / "sweep", f"--config.data.source=npz:{tmp_path / 'wrong.npz'}", *GRID) == 0
-
-    def without_time(workdir):
-        return [
-            {key: value for key, value in row.items() if "seconds" not in key} for row in table(workdir / "summary.csv")
-        ]
-
-    assert without_time(tmp_path / "sweep") == without_time(done)
-    accuracies = [[row["train/acc"] for row in table(workdir / "sweep.csv")] for workdir in (done, tmp_path / "sweep")]
-    assert accuracies[0] != accuracies[1]
-
-
-@pytest.mark.medium
-@pytest.mark.parametrize("moment", ["open_source", "write_results"])
-def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(moment, digits, tmp_path, monkeypatch):
-    module = train.evaluate if moment == "write_results" else train
-    function, calls = getattr(module, moment), []
-
-    def signalled(*arguments):
-        calls.append(arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return function(*arguments)
-
-    monkeypatch.setattr(module, moment, signalled)
+def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(digits, tmp_path, monkeypatch):
     arguments = ["--over=cluster.k=3", "--over=seed=0,1"]
-    assert swept(tmp_path / "sweep", digits, *arguments) == 75 and len(calls) == 1
-    trained = tmp_path / "sweep" / "outcomes" / "cluster.k=3,seed=0.json"
-    assert trained.exists() == (moment == "write_results")
-    monkeypatch.undo()
+    for module, moment in ((train, "open_source"), (train.evaluate, "write_results")):
+        function, calls = getattr(module, moment), []
+
+        def signalled(*arguments, function=function, calls=calls):
+            calls.append(arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, moment, signalled)
+            assert swept(tmp_path / "sweep", digits, *arguments) == 75 and len(calls) == 1
+        trained = tmp_path / "sweep" / "outcomes" / "cluster.k=3,seed=0.json"
+        assert trained.exists() == (moment == "write_results")
     assert swept(tmp_path / "sweep", digits, *arguments) == 0
 
 
 def process(workdir, digits, *over):
-    arguments = [*SHORT, digits, "--job=sweep", f"--workdir={workdir}", *(over or GRID), "--config.runtime.devices=1"]
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": os.path.abspath(".pytest_cache/xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "jaxclust.main", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def until(started, words):
-    """Everything printed up to the line with these words."""
-    lines = []
-    for line in started.stdout:
-        lines.append(line)
-        if words in line:
-            return "".join(lines)
-    raise AssertionError("".join(lines))
+    return jaxclust(
+        *SHORT, digits, "--job=sweep", f"--workdir={workdir}", *over, "--config.runtime.devices=1", count=1, devices=8
+    )
 
 
 def assert_same_runs(names, whole, workdir):
@@ -600,52 +582,62 @@ def assert_same_runs(names, whole, workdir):
         assert (workdir / name / "assignments.csv").read_bytes() == (whole / name / "assignments.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.medium),
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((signal.SIGKILL, -9), marks=pytest.mark.slow),
+        pytest.param((signal.SIGTERM, 75), marks=pytest.mark.medium),
     ],
 )
-def test_a_sweep_that_was_stopped_goes_on(number, code, done, digits, tmp_path):
-    over = ["--over=cluster.k=3", "--over=seed=0,1"]
-    first = process(tmp_path / "sweep", digits, *over)
-    until(first, "[2/2] cluster.k=3,seed=1")
-    until(first, "deepcluster 1/2")
-    first.send_signal(number)
-    rest, _ = first.communicate(timeout=120)
-    assert first.returncode == code, rest
-    second = process(tmp_path / "sweep", digits, *over)
-    output, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, output
+def stopped(request, tmp_path_factory):
+    """Half of a sweep, on images with wrong labels, that a signal ended in its second run; then the other half."""
+    number, code = request.param
+    folder = tmp_path_factory.mktemp("stopped")
+    split = few_digits(200).splits["train"]
+    np.savez(folder / "digits.npz", images=split.images, labels=np.random.default_rng(0).permutation(split.labels))
+    source, over = f"--config.data.source=npz:{folder / 'digits.npz'}", ["--over=cluster.k=3", "--over=seed=0,1"]
+    with process(folder / "sweep", source, *over) as first:
+        first.wait_for(0, r"\[2/2\] cluster.k=3,seed=1.*deepcluster 1/2")
+        first.processes[0].send_signal(number)
+        (ended,) = first.finish()
+    assert ended.code == code, ended
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert swept(folder / "sweep", source, *over) == 0
+    return folder / "sweep", output.getvalue()
+
+
+def test_a_sweep_that_was_stopped_goes_on(stopped, done):
+    workdir, output = stopped
     assert "[1/2]" not in output and "deepcluster: going on from step" in output
-    assert_same_runs(["cluster.k=3,seed=0", "cluster.k=3,seed=1"], done, tmp_path / "sweep")
+    assert_same_runs(["cluster.k=3,seed=0", "cluster.k=3,seed=1"], done, workdir)
+
+
+def test_the_summary_of_permuted_labels_is_the_same(stopped, done):
+    def of_three(file):
+        rows = [[row for row in table(workdir / file) if row["cluster.k"] == "3"] for workdir in (stopped[0], done)]
+        assert rows[0] and len(rows[0]) == len(rows[1])
+        return rows
+
+    wrong, true = (
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in rows] for rows in of_three("summary.csv")
+    )
+    assert wrong == true
+    accuracies = [[row["train/acc"] for row in rows] for rows in of_three("sweep.csv")]
+    assert accuracies[0] != accuracies[1]
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_path):
     names, over = ["cluster.k=3,seed=0", "cluster.k=4,seed=0"], ["--over=cluster.k=3,4", "--over=seed=0"]
-    with contextlib.ExitStack() as locks:  # so that both begin at the same moment
-        for name in names:
-            locks.enter_context(sweep.locked(tmp_path / "sweep" / "locks" / f"{name}.lock", fcntl.LOCK_EX))
-        both = [process(tmp_path / "sweep", digits, *over) for _ in range(2)]
-        for started in both:
-            until(started, "waiting for another process")
-    outputs = [started.communicate(timeout=400)[0] for started in both]
-    assert [started.returncode for started in both] == [0, 0], outputs
+    with process(tmp_path / "sweep", digits, *over) as one, process(tmp_path / "sweep", digits, *over) as two:
+        with contextlib.ExitStack() as locks:  # so that both begin at the same moment
+            for name in names:
+                locks.enter_context(sweep.locked(tmp_path / "sweep" / "locks" / f"{name}.lock", fcntl.LOCK_EX))
+            for started in (one, two):
+                started.wait_for(0, "waiting for another process")
+        outputs = [host.out for started in (one, two) for host in all_well(started, 400)]
     trained = [re.findall(r"\[\d/2\] (\S+)", output) for output in outputs]
     assert sorted(trained[0] + trained[1]) == names and all(trained)
     assert all(line.startswith("results: ") for line in (output.splitlines()[-1] for output in outputs))
     assert_same_runs(names, done, tmp_path / "sweep")
     assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done"] * 2
-
-
-@pytest.mark.medium
-def test_who_waits_for_another_process_obeys_a_signal(digits, tmp_path):
-    with sweep.locked(tmp_path / "sweep" / "locks" / "cluster.k=3,seed=0.lock", fcntl.LOCK_EX) as mine:
-        assert mine
-        waiting = process(tmp_path / "sweep", digits, "--over=cluster.k=3", "--over=seed=0")
-        until(waiting, "waiting for another process")
-        waiting.send_signal(signal.SIGTERM)
-        output, _ = waiting.communicate(timeout=60)
-        assert waiting.returncode == 75, output

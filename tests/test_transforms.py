@@ -5,10 +5,10 @@ import colorsys
 import numpy as np
 import pytest
 import scipy.stats
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
 from jaxclust.data import vectors
-from jaxclust.data.transforms import COLUMNS, augment, crop
+from jaxclust.data.transforms import BLOCKS, COLUMNS, augment, crop
 from jaxclust.data.view import View, philox_key, uniforms
 from jaxclust.runtime import tensorflow
 
@@ -38,7 +38,7 @@ def _crop(images, u, size, **view):
 
 def _uniforms(key, first, count):
     tf = tensorflow()
-    return uniforms(tf.constant(key), tf.constant(first, tf.int64), count, len(COLUMNS)).numpy()
+    return uniforms(tf.constant(key), tf.constant(first, tf.int64), count, BLOCKS).numpy()
 
 
 # --- numbers
@@ -52,6 +52,16 @@ def test_a_row_depends_on_its_position_alone():
         np.testing.assert_array_equal(_uniforms(key, first, count), whole[first : first + count])
     far = 2**40
     np.testing.assert_array_equal(_uniforms(key, far + 3, 2), _uniforms(key, far, 8)[3:5])
+
+
+def test_a_further_block_of_columns_leaves_the_numbers_of_the_others():
+    tf = tensorflow()
+    key, first = tf.constant(philox_key(1)), tf.constant(5, tf.int64)
+    assert sum(BLOCKS) == len(COLUMNS) and BLOCKS[0] == COLUMNS.index("erase_x") + 1
+    alone = uniforms(key, first, 9, BLOCKS[:1], copy=1).numpy()
+    np.testing.assert_array_equal(uniforms(key, first, 9, BLOCKS, copy=1).numpy()[:, : BLOCKS[0]], alone)
+    everything = [uniforms(key, first, 9, BLOCKS, copy).numpy() for copy in range(3)]
+    assert len(np.unique(everything)) > 0.99 * np.size(everything)
 
 
 def test_rows_and_keys_differ_and_are_uniform():
@@ -117,6 +127,15 @@ def test_random_crops_have_the_promised_area_and_aspect():
     inner = area < 0.5
     aspect = (width / height)[inner]
     assert 0.72 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.4
+
+
+def test_crops_have_at_most_the_largest_area():
+    y, x = np.mgrid[0:64, 0:64].astype(np.uint8) * 3
+    images = np.repeat(np.stack([x, y, x], -1)[None], 300, 0)
+    u = _uniforms(philox_key(6), 0, 300)
+    out = _crop(images, u, 16, crop_area=0.05, crop_area_max=0.14).astype(float) / 3
+    area = (out[:, 8, -1, 0] - out[:, 8, 0, 0]) * (out[:, -1, 8, 1] - out[:, 0, 8, 1]) * (16 / 15) ** 2 / 64**2
+    assert 0.04 < area.min() < 0.06 and 0.13 < area.max() < 0.15
 
 
 # --- augmentations
@@ -231,6 +250,40 @@ def test_grey_follows_its_number_and_leaves_grey_images_alone():
     np.testing.assert_array_equal(_augment(single, u, grey=1, hue=0.5, saturation=1), single)
 
 
+def test_colours_change_together_with_their_probability():
+    images, u = _images(40), _uniforms(philox_key(8), 0, 40)
+    colours = dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+    changed = u[:, COLUMNS.index("brightness")] < 0.6
+    out = _augment(images, u, jitter=0.6, **colours)
+    np.testing.assert_array_equal(out[~changed], images[~changed])
+    given = u.copy()
+    given[:, COLUMNS.index("brightness")] /= np.float32(0.6)
+    np.testing.assert_array_equal(out[changed], _augment(images[changed], given[changed], **colours))
+    np.testing.assert_array_equal(_augment(images, u, jitter=0.0, **colours), images)
+    always = _augment(images, u, jitter=1.0, **colours)
+    np.testing.assert_array_equal(always, _augment(images, u, **colours))
+
+
+def test_colours_and_blur_are_those_of_pillow():
+    """Within 1 of 255, where Pillow rounds in between; its blur, three boxes in place of a Gaussian, within 3."""
+    smooth = Image.fromarray(_images(1, 6)[0]).resize((32, 32), Image.Resampling.BICUBIC)
+    images = np.asarray(smooth)[None]
+    for name, enhance in (
+        ("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast), ("saturation", ImageEnhance.Color)
+    ):  # fmt: skip
+        for place in (0.1, 0.9):
+            expected = np.asarray(enhance(smooth).enhance(1 + 0.8 * (2 * place - 1)))
+            got = _augment(images, _u(1, **{name: place}), **{name: 0.8})[0]
+            np.testing.assert_allclose(got.astype(int), expected.astype(int), atol=1, err_msg=name)
+    grey = _augment(images, _u(1, grey=0.1), grey=0.2)[0]
+    grey_there = np.repeat(np.asarray(smooth.convert("L"))[..., None], 3, 2)
+    np.testing.assert_allclose(grey.astype(int), grey_there.astype(int), atol=1)
+    for place in (0.0, 0.5, 0.99):
+        blurred = np.asarray(smooth.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * place))).astype(int)
+        got = _augment(images, _u(1, blur=0.1, sigma=place), blur=0.5)[0].astype(int)
+        np.testing.assert_allclose(got[3:-3, 3:-3], blurred[3:-3, 3:-3], atol=3)  # edges are filled in other ways
+
+
 def test_blur_against_scipy():
     from scipy.ndimage import gaussian_filter1d
 
@@ -245,14 +298,59 @@ def test_blur_against_scipy():
     np.testing.assert_array_equal(out[1], images[1])
 
 
+def _square(size, top, bottom, left, right):
+    square = np.zeros((size, size), bool)
+    square[top:bottom, left:right] = True
+    return square
+
+
 def test_erase_fills_one_square_with_the_mean():
     images = _images(1)
     out = _augment(images, _u(1, erase=1.0, erase_y=0.5, erase_x=0.0), erase=0.5)[0]
-    changed = (out != images[0]).any(-1)
-    square = np.zeros((16, 16), bool)
-    square[4:12, :4] = True
-    assert not changed[~square].any()
+    square = _square(16, 4, 12, 0, 4)
+    np.testing.assert_array_equal(out[~square], images[0][~square])
     np.testing.assert_allclose(out[square], np.tile(images[0].mean((0, 1)), (32, 1)), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("channels", "fill", "expected"),
+    [
+        (3, (0.485, 0.456, 0.406), (124, 116, 104)),
+        (3, (0.2,), (51, 51, 51)),
+        (1, (0.2,), (51,)),
+        (1, (0.2, 0.4, 0.6), (93,)),
+    ],
+)
+def test_erase_fills_with_a_colour_and_a_grey_image_with_its_luminance(channels, fill, expected):
+    images = _images(1, channels=channels)
+    out = _augment(images, _u(1, erase=0.4, erase_y=0.7, erase_x=0.99), erase=0.75, erase_fill=fill)[0]
+    square = _square(16, 9, 13, 13, 16)  # floor(0.4 * 12) + 1 = 5 pixels are 2 on either side of (11, 15)
+    np.testing.assert_array_equal(out[~square], images[0][~square])
+    np.testing.assert_array_equal(out[square], np.tile(expected, (12, 1)))
+
+
+def test_erased_squares_have_every_length_and_every_centre_alike():
+    """A length l is l - 1 whole pixels where it is odd, so 1 erases nothing."""
+    images, u = np.full((4000, 8, 8, 1), 255, np.uint8), _uniforms(philox_key(12), 0, 4000)
+    gone = _augment(images, u, erase=0.5, erase_fill=(0.0,))[..., 0] == 0
+    inner = gone.any(2).sum(1)[np.isin((u[:, COLUMNS.index("erase_y")] * 8).astype(int), (2, 3, 4, 5, 6))]
+    np.testing.assert_allclose(np.bincount(inner, minlength=5) / len(inner), [0.25, 0, 0.5, 0, 0.25], atol=0.04)
+    small = gone.sum((1, 2)) == 4
+    places = np.bincount(gone[small].argmax(1).argmax(1), minlength=8)
+    assert places[0] > 0 and places[7] == 0 and places[1:7].min() > 0.7 * places[1:7].max()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pad_crops_the_size_out_of_the_image_with_zeros_around(channels):
+    images, u = _images(300, 6, channels), _uniforms(philox_key(13), 0, 300)
+    out = _augment(images, u, pad=2)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = np.zeros((5, 5), int)
+    for got, image, row in zip(out, padded, u, strict=True):
+        y, x = (int(row[COLUMNS.index(name)] * 5) for name in ("pad_y", "pad_x"))
+        np.testing.assert_array_equal(got, image[y : y + 6, x : x + 6])
+        seen[y, x] += 1
+    assert seen.min() > 0
 
 
 def test_what_one_augmentation_draws_does_not_depend_on_the_others():
@@ -267,7 +365,10 @@ def test_what_one_augmentation_draws_does_not_depend_on_the_others():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [3, 8])
 def test_everything_at_once_on_small_images(size, channels):
-    view = View(0.3, 0.75, 0.5, 30, 0.3, 10, 0.2, 0.4, 0.4, 0.4, 0.1, 0.2, 0.5, 0.5)
+    view = View(
+        crop_area=0.3, flip=0.5, rotate=30, scale=0.3, shear=10, translate=0.2, jitter=0.5, brightness=0.4,
+        contrast=0.4, saturation=0.4, hue=0.1, grey=0.2, blur=0.5, randaugment=5, pad=2, erase=0.5,
+    )  # fmt: skip
     images, u = _images(4, size, channels), _uniforms(philox_key(4), 0, 4)
     out = _augment(_crop(images, u, size, crop_area=0.3), u, **view._asdict())
     assert out.shape == images.shape and out.dtype == np.uint8
@@ -277,7 +378,7 @@ def test_noise_on_vectors_is_normal_and_depends_on_the_position_alone():
     tf = tensorflow()
     rows = np.zeros((4000, 6), np.float32)
     columns = vectors.columns((6,))
-    assert columns == 8
+    assert columns == (8,)
 
     def noisy(first, count):
         u = uniforms(tf.constant(philox_key(7)), tf.constant(first, tf.int64), count, columns)

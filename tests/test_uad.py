@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
-from small import few_digits, few_vectors, prepared, run, small_config, trained
+from small import few_digits, few_vectors, prepared, run, smaller_config, trained
 
 from jaxclust import config as config_lib
 from jaxclust import models, runtime
@@ -18,12 +18,11 @@ from jaxclust.errors import ConfigError
 from jaxclust.features.rows import Rows
 from jaxclust.methods import classifier, fusion, uad
 from jaxclust.methods.base import DataInfo
-from jaxclust.train import loop
 from jaxclust.train.refresh import refresh
 
 
 def uad_config(mode, **overrides):
-    return small_config(method="uad", stages="uad", uad__mode=mode, **overrides)
+    return smaller_config(method="uad", stages="uad", uad__mode=mode, **overrides)
 
 
 def leaves(tree):
@@ -38,8 +37,8 @@ def rows_of(array, tmp_path):
 
 @pytest.mark.medium
 def test_1_baseline_is_deepcluster_to_the_bit(tmp_path):
-    plain = trained(small_config(stages="one", method="deepcluster"), tmp_path / "a", few_digits())
-    same = trained(small_config(stages="one", method="uad", uad__mode="baseline"), tmp_path / "b", few_digits())
+    plain = trained(smaller_config(stages="one", method="deepcluster"), tmp_path / "a", few_digits())
+    same = trained(smaller_config(stages="one", method="uad", uad__mode="baseline"), tmp_path / "b", few_digits())
     a, b = leaves(plain), leaves(same)
     assert a.keys() == b.keys()
     for name in a:
@@ -195,21 +194,22 @@ def test_14_an_image_counts_by_its_weight_and_batch_weights_have_no_scale():
     extra = {**extra, "num_outputs": jnp.int32(10)}
     mesh = runtime.mesh(config)
 
-    def value(loss, weight):
+    def value_of(loss):
         def of(weight):
             return jax.lax.pmean(
                 loss(c, params, extra, {**batch, "weight": weight}, jax.random.key(0))[0], runtime.AXIS
             )
 
-        mapped = jax.shard_map(of, mesh=mesh, in_specs=jax.P(runtime.AXIS), out_specs=jax.P())
-        return float(jax.jit(mapped)(jnp.asarray(weight, jnp.float32)))
+        compiled = jax.jit(jax.shard_map(of, mesh=mesh, in_specs=jax.P(runtime.AXIS), out_specs=jax.P()))
+        return lambda weight: float(compiled(jnp.asarray(weight, jnp.float32)))
 
+    plain, weighted = value_of(classifier.loss), value_of(uad.loss)
     w = np.array([0.5, 2.0, 1.0, 0.25])
-    one = [value(classifier.loss, 4 * np.eye(4)[i]) for i in range(4)]
-    assert value(classifier.loss, w) == pytest.approx(np.dot(w, one) / 4, rel=1e-5)
-    assert value(uad.loss, w) == pytest.approx(np.dot(w, one) / w.sum(), rel=1e-5)
-    assert value(uad.loss, 10 * w) == pytest.approx(value(uad.loss, w), rel=1e-5)
-    assert value(uad.loss, np.ones(4)) == pytest.approx(value(classifier.loss, np.ones(4)), rel=1e-6)
+    one = [plain(4 * np.eye(4)[i]) for i in range(4)]
+    assert plain(w) == pytest.approx(np.dot(w, one) / 4, rel=1e-5)
+    assert weighted(w) == pytest.approx(np.dot(w, one) / w.sum(), rel=1e-5)
+    assert weighted(10 * w) == pytest.approx(weighted(w), rel=1e-5)
+    assert weighted(np.ones(4)) == pytest.approx(plain(np.ones(4)), rel=1e-6)
 
 
 def test_17_pic_knows_certainty_by_its_graph(tmp_path):
@@ -232,41 +232,45 @@ def test_17_forms_that_need_centroids_are_refused_for_pic():
 
 def test_a_layer_that_does_not_exist_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"conv9.*conv1, conv2, conv3"):
-        uad.make(uad_config("full", uad__low_layers="conv1,conv9"), DataInfo(300, (8, 8, 1)))
+        uad.make(uad_config("full", uad__low_layers="conv1,conv9", model__blocks=3), DataInfo(300, (8, 8, 1)))
+
+
+LONG = {"optimizer__body__schedule": "none", "save_every": "1 step", "cluster__k": 8}
+
+
+@pytest.fixture(scope="module", params=["fusion", "uncertainty", "full"])
+def whole(request, tmp_path_factory):
+    """(mode, folder, where a training of three rounds ended)."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    return request.param, workdir, trained(uad_config(request.param, rounds=3, **LONG), workdir, few_digits())
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("mode", ["fusion", "uncertainty", "full"])
-def test_18_20_every_mode_trains_and_writes_its_files(tmp_path, mode):
-    config = uad_config(mode, rounds=3, cluster__k=8)
-    snapshot = trained(config, tmp_path, few_digits())
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_18_20_every_mode_trains_and_writes_its_files(whole):
+    mode, workdir, snapshot = whole
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["train/loss"]) for record in records[1:])
     assert all("clusters/nmi_prev" in record for record in records[1:])
-    weight = np.load(tmp_path / "assignments" / "uad" / "2.npz")["weight"]
+    weight = np.load(workdir / "assignments" / "uad" / "2.npz")["weight"]
     np.testing.assert_array_equal(weight, snapshot.targets.weight)
     assert weight.mean() == pytest.approx(1, abs=1e-5)
     if mode == "fusion":
-        assert (weight == 1).all() and not (tmp_path / "uncertainty").exists()
+        assert (weight == 1).all() and not (workdir / "uncertainty").exists()
         return
     assert weight.std() > 0.01
     for round_ in range(4):
-        with np.load(tmp_path / "uncertainty" / "uad" / f"{round_}.npz", allow_pickle=False) as saved:
+        with np.load(workdir / "uncertainty" / "uad" / f"{round_}.npz", allow_pickle=False) as saved:
             assert set(saved) >= {"id", "distance", "membership", "certainty", "weight"}
             assert all(len(saved[name]) == 300 and np.isfinite(saved[name]).all() for name in saved)
     assert all(0 <= record["train/certainty_auc"] <= 1 for record in records)
 
 
 @pytest.mark.medium
-def test_18_a_restored_run_has_the_weights_of_its_round(tmp_path):
-    constant = {"optimizer__body__schedule": "none", "save_every": "1 step", "cluster__k": 8}
-    config = uad_config("full", rounds=2, **constant)
-    whole = trained(config, tmp_path / "whole", few_digits())
-    half = uad_config("full", rounds=1, **constant)
-    trained(half, tmp_path / "parts", few_digits())
-    stage = prepared(config, tmp_path / "parts", few_digits())
-    parts = loop.run_stage(stage, loop.StopSignal())
-    for (name, a), b in zip(leaves(whole).items(), leaves(parts).values(), strict=True):
+@pytest.mark.parametrize("whole", ["full"], indirect=True)
+def test_18_a_restored_run_has_the_weights_of_its_round(whole, tmp_path):
+    for rounds in (2, 3):
+        parts = trained(uad_config("full", rounds=rounds, **LONG), tmp_path, few_digits())
+    for (name, a), b in zip(leaves(whole[2]).items(), leaves(parts).values(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -285,7 +289,8 @@ def test_predict_agrees_with_the_clustering_of_the_same_features(tmp_path):
 def test_20_the_four_modes_by_command_line(tmp_path):
     config = runpy.run_path("configs/uad.py")["get_config"]("smoke")
     assert config.uad.mode == "full" and config_lib.validate(config)
-    assert run("--config=configs/uad.py:smoke", f"--workdir={tmp_path / 'run'}", "--config.refresh_every=5 steps") == 0
+    arguments = ("--config.refresh_every=5 steps", "--config.model.blocks=2")
+    assert run("--config=configs/uad.py:smoke", f"--workdir={tmp_path / 'run'}", *arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["clusters"] >= 2
 
@@ -299,5 +304,5 @@ def test_vectors_have_no_maps():
 def test_the_low_layers_of_a_network_are_its_early_ones():
     config = uad_config("full", model__name="vgg16")
     assert models.low_layers(config, (64, 64, 3)) == ("conv2", "conv4")
-    config = uad_config("full")
+    config = uad_config("full", model__blocks=3)
     assert models.low_layers(config, (8, 8, 1)) == ("conv1", "conv2")

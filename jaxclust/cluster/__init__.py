@@ -86,7 +86,7 @@ def get(config: ConfigDict, nearest: int = 1) -> Clusterer:
     Those with centroids tell the `nearest` ones of each row.
     """
     c = config.cluster
-    name = f"kmeans_{_kmeans_backend(c.backend)}" if c.method == "kmeans" else c.method
+    name = f"kmeans_{kmeans_backend(c.backend)}" if c.method == "kmeans" else c.method
     made: Clusterer = plugins.load(__name__, name, "config.cluster.method", provides="make").make(config, nearest)
     return made
 
@@ -96,8 +96,8 @@ def asked(settings: ConfigDict) -> int | None:
     return None if settings.method == "pic" else settings.k
 
 
-def _kmeans_backend(name: str) -> str:
-    """faiss needs all points on one host, so "auto" takes JAX where there are several."""
+def kmeans_backend(name: str) -> str:
+    """`backend` for k-means: faiss needs all points on one host, so "auto" takes JAX where there are several."""
     return "jax" if name == "auto" and hosts.count() > 1 else backend(name)
 
 

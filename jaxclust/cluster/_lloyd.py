@@ -1,13 +1,13 @@
-"""Lloyd's algorithm, shared by the k-means back ends, which differ only in who searches.
+"""Lloyd's algorithm, shared by the k-means back ends, which differ only in who searches, and by spherical k-means.
 
 Source: the k-means of faiss (Johnson, Douze, Jégou, "Billion-scale similarity search with GPUs"),
 as DeepCluster uses it: exact, random distinct rows as first centroids, empty clusters repaired
 after every update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -46,6 +46,9 @@ class Engine(NamedTuple):
 
 MakeEngine = Callable[[np.ndarray, int], Engine]
 """(this host's rows float32 [n, d], k) -> Engine; DataError for rows that are not finite."""
+
+Update = Callable[[Engine, Found, np.ndarray], tuple[np.ndarray, int]]
+"""(engine, what a search found, the centroids it was of) -> the next centroids, how many of them had no rows."""
 
 
 def bind(
@@ -91,8 +94,19 @@ def run(
         starts = [partial(engine.take, np.asarray(initial_ids))]
     else:
         raise ValueError(f"initial_ids has shape {np.shape(initial_ids)}, not ({k},)")
-    num = min(nearest, k)
-    results = (_descend(engine, rows, start(), iterations, reseed_empty, num) for start in starts)
+    return lowest(engine, rows, starts, iterations, partial(means, _REPAIRS[reseed_empty]), min(nearest, k))
+
+
+def lowest(
+    engine: Engine,
+    rows: np.ndarray,
+    starts: Sequence[Callable[[], np.ndarray]],
+    iterations: int,
+    update: Update,
+    num: int,
+) -> Clustering:
+    """The clustering of lowest objective, of those that descend from the centroids that `starts` make."""
+    results = (_descend(engine, rows, start(), iterations, update, num) for start in starts)
     return min(results, key=lambda result: result.info["objective"][-1])
 
 
@@ -141,27 +155,32 @@ def _check(runs: int, init: str, reseed_empty: str) -> None:
 
 
 def _descend(
-    engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations: int, reseed_empty: str, num: int
+    engine: Engine, rows: np.ndarray, centroids: np.ndarray, iterations: int, update: Update, num: int
 ) -> Clustering:
     """One run from these centroids; stops early where nothing would change any more."""
-    repair = _REPAIRS[reseed_empty]
     objective, splits = [], []
     for _ in range(iterations):
         found = engine.search(centroids)
         objective.append(found.objective)
-        counts = found.counts
-        means = (found.sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        splits.append(int(np.count_nonzero(counts == 0)))
-        if splits[-1]:
-            means, counts = repair(means, counts, engine, found)
-        if np.array_equal(means, centroids):
+        moved, empty = update(engine, found, centroids)
+        splits.append(empty)
+        if np.array_equal(moved, centroids):
             break
-        centroids = means
+        centroids = moved
     labels, distances, nearest = final(engine, rows, centroids, num)
     objective.append(float(distances.sum(dtype=np.float64)))
     empty = int(np.count_nonzero(np.bincount(labels, minlength=len(centroids)) == 0))
     info = {"objective": objective, "splits": splits, "iterations": len(splits), "empty": empty}
     return Clustering(labels, distances, centroids, info, nearest)
+
+
+def means(repair: Callable[..., Any], engine: Engine, found: Found, centroids: np.ndarray) -> tuple[np.ndarray, int]:
+    """The update of k-means: the mean of each cluster's members, empty ones repaired."""
+    moved = (found.sums / np.maximum(found.counts, 1)[:, None]).astype(np.float32)
+    empty = int(np.count_nonzero(found.counts == 0))
+    if empty:
+        moved, _ = repair(moved, found.counts, engine, found)
+    return moved, empty
 
 
 def final(

@@ -42,15 +42,16 @@ def kmeans(
     `nearest` is how many centroids the last search tells for each row (at most k), which costs no further one.
     ConfigError for k < 1 or N < k, DataError for rows that are not finite. Source: DeepCluster, Caron et al. 2018.
     """
-    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
+    return _lloyd.run(engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest of centroids [k, d] per row of [N, d]: labels int32 [N], squared distances [N]."""
-    return _lloyd.assign(_engine, rows, centroids)
+    return _lloyd.assign(engine, rows, centroids)
 
 
-def _engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
+def engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
+    """The rows float32 [N, d], searched by faiss for k centroids."""
     require_finite(rows)
 
     def search(centroids: np.ndarray) -> _lloyd.Found:

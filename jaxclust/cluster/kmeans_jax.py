@@ -36,15 +36,16 @@ def kmeans(
     On several hosts `rows` [n, d] are those of this one's ids, and the clustering is that of all N. Compiles once for
     each (N, d, k), or less often. Bit-identical from call to call on the same devices.
     """
-    return _lloyd.run(_engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
+    return _lloyd.run(engine, rows, k, seed, iterations, runs, init, initial_ids, reseed_empty, nearest)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest of centroids [k, d] per row of [N, d]: labels int32 [N], squared distances [N]."""
-    return _lloyd.assign(_engine, rows, centroids)
+    return _lloyd.assign(engine, rows, centroids)
 
 
-def _engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
+def engine(rows: np.ndarray, k: int) -> _lloyd.Engine:
+    """The rows float32 [n, d] of this host on the devices of all, for searches of k centroids."""
     size = int(hosts.total(np.asarray(len(rows))))
     ids = hosts.own_ids(size)
     require_finite_everywhere(rows, ids)

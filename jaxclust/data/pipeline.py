@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from jaxclust.data import transforms, vectors
 from jaxclust.data.split import Split
-from jaxclust.data.view import View, make_view, philox_key, uniforms
+from jaxclust.data.view import View, copies, make_view, philox_key, uniforms
+from jaxclust.data.view import shape as view_shape
 from jaxclust.errors import DataError
 from jaxclust.runtime import tensorflow
 
@@ -38,7 +39,7 @@ class _Round(NamedTuple):
 
     order: Tensor  # int32 [L], ids at positions start …
     start: Tensor  # int64
-    targets: Tensor  # int32 [N]
+    targets: Tensor  # int32 [N, ...]
     weights: Tensor  # float32 [N]
     keys: Tensor  # uint64 [views]
     batch_size: Tensor  # int64, over all hosts
@@ -64,9 +65,10 @@ def train_batches(
     """This host's part of the batches of steps first_step … last_step - 1.
 
     Step s uses positions s·batch_size … of the run's sequence, of which `order` [L] gives the ids
-    from `start_position` on; `targets` and `weights` [N] are by id. A batch is a dict of NumPy
-    arrays: `views` {name: uint8 [b, S, S, C]}, `id` int32 [b], `position` int64 [b], `target` int32
-    [b], `weight` float32 [b], `step` int32, with b = batch_size / hosts.
+    from `start_position` on; `targets` [N, ...] and `weights` [N] are by id. A batch is a dict of NumPy
+    arrays: `views` {name: uint8 [b, S, S, C], or [b, n, S, S, C] where the view has a number n > 1}, `id` int32
+    [b], `position` int64 [b], `target` int32 [b, ...], `weight` float32 [b], `step` int32, with
+    b = batch_size / hosts.
 
     Augmentation depends on seed, stage, view and position alone: neither on where a run starts nor
     on the number of hosts. DataError, naming the file, if an image can no longer be decoded.
@@ -146,16 +148,18 @@ def _train_graphs(split: Split, views: tuple[tuple[str, View], ...], local: int)
     tf = tensorflow()
     shape = split.image_shape
     kind = _kind(split)
-    columns = kind.columns(shape)
+    blocks = kind.columns(shape)
 
     def crops(first: Tensor, count: int, fed: _Round) -> Batch:
         position = first + tf.range(count, dtype=tf.int64)
         id = tf.gather(fed.order, position - fed.start)
         images = split.gather(id) if split.gather else split.load(id[0])[None]
-        cropped = {
-            name: kind.crop(images, uniforms(fed.keys[i], first, count, columns), view, shape)
-            for i, (name, view) in enumerate(views)
-        }
+        cropped = {}
+        for i, (name, view) in enumerate(views):
+            u = _draws(fed.keys[i], first, count, blocks, view)
+            each = tf.gather(images, np.repeat(np.arange(count), view.number)) if view.number > 1 else images
+            made = kind.crop(each, u, view, view_shape(view, shape))
+            cropped[name] = tf.reshape(made, [count, *copies(view), *view_shape(view, shape)])
         return {"views": cropped, "id": id, "position": position}
 
     @tf.function(autograph=False)
@@ -170,10 +174,11 @@ def _train_graphs(split: Split, views: tuple[tuple[str, View], ...], local: int)
     def finish(rows: Batch, *tensors: Tensor) -> Batch:
         fed = _Round(*tensors)
         position, id = rows["position"], rows["id"]
-        augmented = {
-            name: kind.augment(rows["views"][name], uniforms(fed.keys[i], position[0], local, columns), view)
-            for i, (name, view) in enumerate(views)
-        }
+        augmented = {}
+        for i, (name, view) in enumerate(views):
+            u, images = _draws(fed.keys[i], position[0], local, blocks, view), rows["views"][name]
+            together = tf.reshape(images, [-1, *view_shape(view, shape)])
+            augmented[name] = tf.reshape(kind.augment(together, u, view), tf.shape(images))
         return {
             "views": augmented,
             "id": id,
@@ -184,6 +189,13 @@ def _train_graphs(split: Split, views: tuple[tuple[str, View], ...], local: int)
         }
 
     return fetch, finish
+
+
+def _draws(key: Tensor, first: Tensor, count: int, blocks: tuple[int, ...], view: View) -> Tensor:
+    """The numbers of a view, float32 [count · number, sum(blocks)]; those of an image's copies stand together."""
+    tf = tensorflow()
+    numbers = [uniforms(key, first, count, blocks, copy) for copy in range(view.number)]
+    return tf.reshape(tf.stack(numbers, axis=1), [count * view.number, sum(blocks)])
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,12 +9,28 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 
 
-def draw(kind: str, ids: Ids, targets: Ids, length: int, seed: int | Sequence[int]) -> Ids:
+POOLS = ("resample", "partition", "fixed")  # the kinds whose batches each hold distinct images
+
+
+def draw(
+    kind: str,
+    ids: Ids,
+    targets: Ids,
+    length: int,
+    seed: int | Sequence[int],
+    batch_size: int = 1,
+    *,
+    first_batch: int = 0,
+) -> Ids:
     """Draws `length` of `ids` [M] with replacement only where needed; int32 [length].
 
     `targets` [N] is the cluster of every image. `kind` is "uniform_image" (every image equally
     often), "uniform_cluster" (every non-empty cluster equally often) or "upstream", which is what
     the published code does: it means to be uniform over clusters and is nearly so over images.
+
+    Three more are of SPICE (section 6.4 of its specification), whose batches are pools: "resample" (each the first
+    images of a new permutation), "partition" (chunks of one permutation, then of another, without its remainder) and
+    "fixed" (chunk number i, from `first_batch` on, always has the same images, in their order; the remainder has none).
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = np.asarray(ids, np.int32)
@@ -22,6 +38,8 @@ def draw(kind: str, ids: Ids, targets: Ids, length: int, seed: int | Sequence[in
         raise ValueError(f"cannot draw {length} of {len(ids)} ids")
     if kind == "uniform_image":
         return _uniform_image(ids, length, rng)
+    if kind in POOLS:
+        return _pools(kind, ids, length, rng, batch_size, first_batch)
     by_cluster, ends = _by_cluster(ids, targets)
     if length < len(ends):
         logging.getLogger(__name__).warning(
@@ -35,12 +53,25 @@ def draw(kind: str, ids: Ids, targets: Ids, length: int, seed: int | Sequence[in
         # The defect: drawn ids index the list that is ordered cluster by cluster.
         drawn = _uniform_cluster(by_cluster, ends, length, rng)
         return by_cluster[np.searchsorted(np.sort(ids), drawn)]
-    raise ValueError(f"sampler {kind!r} is none of uniform_image, uniform_cluster, upstream")
+    raise ValueError(f"sampler {kind!r} is none of uniform_image, uniform_cluster, upstream, {', '.join(POOLS)}")
 
 
 def _uniform_image(ids: Ids, length: int, rng: np.random.Generator) -> Ids:
     passes = [rng.permutation(ids) for _ in range(-(-length // len(ids)))]
     return np.concatenate(passes)[:length] if passes else ids[:0]
+
+
+def _pools(kind: str, ids: Ids, length: int, rng: np.random.Generator, size: int, first: int) -> Ids:
+    chunks = len(ids) // size
+    if not chunks:
+        raise ValueError(f"a batch of {size} distinct ids cannot be drawn from {len(ids)}")
+    count = -(-length // size)
+    if kind == "fixed":
+        places = (first + np.arange(count)) % chunks * size + np.arange(size)[:, None]
+        return np.sort(ids)[places.T.reshape(-1)[:length]]
+    of_one = 1 if kind == "resample" else chunks  # batches of one permutation
+    orders = [rng.permutation(ids)[: of_one * size] for _ in range(-(-count // of_one))]
+    return np.concatenate([ids[:0], *orders])[:length]
 
 
 def _uniform_cluster(by_cluster: Ids, ends: NDArray[np.intp], length: int, rng: np.random.Generator) -> Ids:

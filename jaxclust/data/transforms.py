@@ -3,14 +3,16 @@
 A row of uniforms has a fixed column for every parameter (`COLUMNS`), so turning one augmentation on
 leaves the others as they were. An augmentation of strength 0 is not in the graph. In order:
 
-    crop (crop_area, crop_aspect, crop_shift), flip, one affine map (rotate, scale, shear, translate;
-    bilinear, the nearest edge fills), brightness, contrast, saturation, hue, grey, blur, erase.
+    crop (crop_area, crop_area_max, crop_aspect, crop_shift), flip, one affine map (rotate, scale, shear, translate;
+    bilinear, the nearest edge fills), brightness, contrast, saturation, hue, grey, blur, randaugment, pad, erase.
 
+Of the colours, those from brightness to hue change together with the probability `jitter`.
 brightness, contrast and saturation f draw a factor from U(1-f, 1+f) and blend with black, the mean
 luminance and the luminance (as torchvision's ColorJitter, in this fixed order); hue draws a turn
-of U(-hue, hue) of the circle. blur draws a sigma of U(0.1, 2) pixels. erase cuts a square with a
-side of U(0, erase) of the image's, anywhere, and fills it with the image's mean (DeVries & Taylor
-2017, arXiv 1708.04552).
+of U(-hue, hue) of the circle. blur draws a sigma of U(0.1, 2) pixels. randaugment is the number of
+operations that `randaugment` does in turn. pad puts zeros around and crops the image's size out of
+that. erase cuts a square [c - l // 2, c + l // 2) of whole pixels, c any of them and l up to the
+share `erase` of the side (DeVries & Taylor 2017, arXiv 1708.04552).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxclust.data import randaugment
+from jaxclust.data.projection import project, project_nearest
 from jaxclust.data.split import reduced_side
 from jaxclust.data.view import View
 from jaxclust.runtime import tensorflow
@@ -30,14 +34,17 @@ if TYPE_CHECKING:
 COLUMNS = (
     "area", "aspect", "top", "left", "flip", "rotate", "scale", "shear", "down", "right",
     "brightness", "contrast", "saturation", "hue", "grey", "blur", "sigma", "erase", "erase_y", "erase_x",
+    "pad_y", "pad_x", "operation1", "amount1", "operation2", "amount2", "operation3", "amount3", "operation4",
+    "amount4", "operation5", "amount5",
 )  # fmt: skip
+BLOCKS = (20, 12)  # columns that are drawn apart, so that new ones leave the numbers of earlier runs as they were
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601
 MAX_SIGMA = 2.0
 
 
-def columns(shape: tuple[int, ...]) -> int:
-    """How many uniform numbers an image needs."""
-    return len(COLUMNS)
+def columns(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many uniform numbers an image needs, in blocks."""
+    return BLOCKS
 
 
 def _column(u: Tensor, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -48,7 +55,7 @@ def _column(u: Tensor, name: str, low: float = 0.0, high: float = 1.0) -> Tensor
 def crop(images: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tensor:
     """Crops uint8 [B, h, w, C] to uint8 [B, *shape]; h and w may be known only at run time.
 
-    A random crop keeps a share of U(crop_area, 1) of the area with a log-uniform aspect between
+    A random crop keeps a share of U(crop_area, crop_area_max) of the area with a log-uniform aspect between
     crop_aspect and its inverse, at most the image's sides (Szegedy et al. 2015 without retries).
     Without `crop_area` it is the evaluation crop: an image of the wanted size stays, any other has
     its short side brought to R = 8/7 size and the centre cut out, or with `crop_shift` 1 any part of
@@ -64,20 +71,20 @@ def crop(images: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tenso
     if view.crop_shift and not random:
         slack = view.crop_shift * (tf.minimum(height, width) - box_h) / 2
         top, left = top + _column(u, "top", -1, 1) * slack, left + _column(u, "left", -1, 1) * slack
-    return _cut(images, top, left, box_h / size, box_w / size, size, zero=tf.zeros_like(u[:, 0]))
+    return _cut(images, top, left, box_h / size, box_w / size, size)
 
 
-def _cut(images: Tensor, top: Tensor, left: Tensor, step_y: Tensor, step_x: Tensor, size: int, zero: Tensor) -> Tensor:
-    """uint8 [B, size, size, C] from boxes of `size` steps, whose places are scalars or [B] like `zero`."""
+def _cut(images: Tensor, top: Tensor, left: Tensor, step_y: Tensor, step_x: Tensor, size: int) -> Tensor:
+    """uint8 [B, size, size, C] from boxes of `size` steps, whose places and steps are scalars or [B]."""
     tf = tensorflow()
     # Pixel centres lie at halves: output i comes from top + (i + 1/2) step - 1/2.
     matrix = [step_x, 0.0, left + step_x / 2 - 0.5, 0.0, step_y, top + step_y / 2 - 0.5]
-    return _to_uint8(_project(tf.cast(images, tf.float32), [zero + m for m in matrix], size))
+    return _to_uint8(project(tf.cast(images, tf.float32), matrix, size))
 
 
 def _random_box(u: Tensor, view: View, height: Tensor, width: Tensor) -> tuple[Tensor, ...]:
     tf = tensorflow()
-    area = _column(u, "area", view.crop_area, 1.0) * height * width
+    area = _column(u, "area", view.crop_area, view.crop_area_max) * height * width
     limit = -math.log(view.crop_aspect)
     aspect = tf.exp(_column(u, "aspect", -limit, limit))
     box_h = tf.minimum(tf.sqrt(area / aspect), height)
@@ -105,7 +112,7 @@ def border_crop(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     top, left = (height - side) / 2, (width - side) / 2
     whole = side == size  # as in the evaluation crop
     top, left = tf.where(whole, tf.floor(top), top), tf.where(whole, tf.floor(left), left)
-    return _cut(images, top, left, side / size, side / size, size, zero=tf.zeros([tf.shape(images)[0]]))
+    return _cut(images, top, left, side / size, side / size, size)
 
 
 def evaluation_crop(images: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -125,9 +132,15 @@ def augment(images: Tensor, u: Tensor, view: View) -> Tensor:
     pixels = _colour(pixels, u, view)
     if view.blur:
         pixels = _blur(pixels, u, view)
+    images = _to_uint8(pixels)
+    for i in range(1, view.randaugment + 1):
+        which, amount = _column(u, f"operation{i}"), _column(u, f"amount{i}")
+        images = randaugment.operate(images, which, amount, view.randaugment_set)
+    if view.pad:
+        images = _pad(images, u, view)
     if view.erase:
-        pixels = _erase(pixels, u, view)
-    return _to_uint8(pixels)
+        images = _erase(images, u, view)
+    return images
 
 
 def _affine(pixels: Tensor, u: Tensor, view: View) -> Tensor:
@@ -144,25 +157,26 @@ def _affine(pixels: Tensor, u: Tensor, view: View) -> Tensor:
     centre = (size - 1) / 2
     x, y = centre + right, centre + down
     matrix = [a, b, centre - a * x - b * y, c, d, centre - c * x - d * y]
-    return _project(pixels, matrix, size)
-
-
-def _project(pixels: Tensor, matrix: list[Tensor], size: int) -> Tensor:
-    """Reads output (x, y) at (m0 x + m1 y + m2, m3 x + m4 y + m5); each m is [B]."""
-    tf = tensorflow()
-    zero = tf.zeros_like(matrix[0])
-    projected = tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels,
-        transforms=tf.stack([*matrix, zero, zero], axis=1),
-        output_shape=[size, size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
-    )
-    return tf.ensure_shape(projected, (None, size, size, pixels.shape[3]))
+    return project(pixels, matrix, size)
 
 
 def _colour(pixels: Tensor, u: Tensor, view: View) -> Tensor:
+    tf = tensorflow()
+    if view.jitter == 1:
+        pixels = _jitter(pixels, u, view)
+    elif view.jitter:
+        # Below the probability, the number of the brightness is as uniform as it was.
+        brightness = COLUMNS.index("brightness")
+        columns = [u[:, :brightness], u[:, brightness : brightness + 1] / view.jitter, u[:, brightness + 1 :]]
+        changed = _jitter(pixels, tf.concat(columns, axis=1), view)
+        pixels = _rows(_column(u, "brightness") < view.jitter, changed, pixels)
+    if view.grey and pixels.shape[3] == 3:
+        grey = tf.repeat(_luminance(pixels), 3, axis=3)
+        pixels = _rows(_column(u, "grey") < view.grey, grey, pixels)
+    return pixels
+
+
+def _jitter(pixels: Tensor, u: Tensor, view: View) -> Tensor:
     tf = tensorflow()
     colour = pixels.shape[3] == 3
 
@@ -184,9 +198,6 @@ def _colour(pixels: Tensor, u: Tensor, view: View) -> Tensor:
         hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(pixels / 255.0), axis=3)
         turned = tf.math.floormod(hue + turn, 1.0)
         pixels = 255.0 * tf.image.hsv_to_rgb(tf.stack([turned, saturation, value], axis=3))
-    if view.grey and colour:
-        grey = tf.repeat(_luminance(pixels), 3, axis=3)
-        pixels = _rows(_column(u, "grey") < view.grey, grey, pixels)
     return pixels
 
 
@@ -219,17 +230,36 @@ def _blur(pixels: Tensor, u: Tensor, view: View) -> Tensor:
     return tf.einsum("bxj,bijc->bixc", operator, tf.einsum("byi,bijc->byjc", operator, pixels))
 
 
-def _erase(pixels: Tensor, u: Tensor, view: View) -> Tensor:
+def _pad(images: Tensor, u: Tensor, view: View) -> Tensor:
+    """Zeros on every side and a crop of the image's size: a shift by whole pixels."""
     tf = tensorflow()
-    size = pixels.shape[1]
-    half = _column(u, "erase") * view.erase * size / 2
-    centres = tf.range(size, dtype=tf.float32) + 0.5
+    places = 2 * view.pad + 1
+    down, right = (tf.cast(_whole(u, name, places) - view.pad, tf.float32) for name in ("pad_y", "pad_x"))
+    return project_nearest(images, [1.0, 0.0, right, 0.0, 1.0, down], images.shape[1])
+
+
+def _erase(images: Tensor, u: Tensor, view: View) -> Tensor:
+    tf = tensorflow()
+    size, channels = images.shape[1], images.shape[3]
+    half = (1 + _whole(u, "erase", max(1, round(view.erase * size)))) // 2
 
     def inside(name: str) -> Tensor:
-        return tf.abs(centres - _column(u, name, 0, size)[:, None]) < half[:, None]
+        pixel, centre = tf.range(size)[None], _whole(u, name, size)[:, None]
+        return (centre - half[:, None] <= pixel) & (pixel < centre + half[:, None])
 
-    square = tf.cast(inside("erase_y")[:, :, None] & inside("erase_x")[:, None, :], tf.float32)
-    return pixels + square[..., None] * (tf.reduce_mean(pixels, axis=(1, 2), keepdims=True) - pixels)
+    if view.erase_fill:
+        fill = np.array(view.erase_fill) if len(view.erase_fill) <= channels else np.dot(view.erase_fill, LUMINANCE)
+        colour = tf.constant(np.broadcast_to(255.0 * fill, (1, 1, 1, channels)), tf.float32)
+    else:
+        colour = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2), keepdims=True)
+    square = (inside("erase_y")[:, :, None] & inside("erase_x")[:, None, :])[..., None]
+    return tf.where(square, _to_uint8(colour), images)
+
+
+def _whole(u: Tensor, name: str, count: int) -> Tensor:
+    """Whole numbers [B], uniform from 0 to count - 1."""
+    tf = tensorflow()
+    return tf.minimum(tf.cast(_column(u, name, 0, count), tf.int32), count - 1)
 
 
 def _to_uint8(pixels: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from tensorflow import Tensor
 
 
-def columns(shape: tuple[int, ...]) -> int:
-    """How many uniform numbers a vector [D] needs: one for each number, in pairs."""
-    return -(-shape[0] // PER_COUNTER) * PER_COUNTER
+def columns(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many uniform numbers a vector [D] needs, in one block: one for each number, in pairs."""
+    return (-(-shape[0] // PER_COUNTER) * PER_COUNTER,)
 
 
 def crop(rows: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tensor:

@@ -109,38 +109,83 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
 def write_results(stage: Stage, state: TrainState, source: Source, seconds: float | None) -> dict[str, Any]:
     """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results.
 
+    Of a method that predicts no clusters there are only comparisons of its features, and no tables.
     Every host works, host 0 writes. `seconds` is how long the training took; None: nothing was trained, what
-    results.json says stays.
+    results.json says stays. So does what evaluations found that are not asked for now, if it is of this checkpoint.
     """
     path = stage.workdir / "results.json"
-    if seconds is None:
-        seconds = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    seconds = before.get("seconds", 0.0) if seconds is None else seconds
     results: dict[str, Any] = {}
-    for name, split in source.splits.items():
-        predictions = predict(stage, state, split, name)
-        scores = suite.evaluate(predictions, split.labels, stage.config, partial(features, stage, state, split, name))
-        results |= {f"{name}/{key}": value for key, value in scores.items() if "/" not in key}
-        sizes = clustering.sizes(predictions["cluster"], stage.method.num_clusters)
-        results |= {f"{name}/{key}": sizes[f"clusters/{key}"] for key in ("entropy", "largest_share")}
+    for name in source.splits if stage.predict else ():
+        predictions, scores = judged(stage, state, source, name)
+        results |= scores
         if hosts.is_first():
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
-        if name == "train":
-            results["clusters"] = len(np.unique(predictions["cluster"]))
-            if "head" in predictions:
-                agreement = 1 - clustering.changed(predictions["cluster"], predictions["head"])
-                results["train/head_agreement"] = float(agreement)
     if suite.compares(stage.config):
         results |= suite.run_comparisons(compared(stage, state, source), stage.config)
     results |= {
         "images": sum(split.size for split in source.splits.values()),
         "skipped": len(source.skipped),
         "seconds": round(seconds, 1),
+        "step": int(state.step),
     }
+    results = kept(before, results, stage.config) | of_stages(before, stage.config) | results
     if hosts.is_first():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(path, results)
     return results
+
+
+def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
+    """Adds what a stage predicts, judged, to results.json, as "<stage>/<split>/<score>"; once for its last step."""
+    path = stage.workdir / "results.json"
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if stage.predict is None or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
+        return
+    found: dict[str, Any] = {"step": int(state.step)}
+    for name in source.splits:
+        found |= judged(stage, state, source, name)[1]
+    if hosts.is_first():
+        write_json(path, before | {f"{stage.name}/{key}": value for key, value in found.items()})
+    hosts.wait(f"the results of {stage.name}")
+
+
+def of_stages(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """The part of results.json that `write_stage` wrote."""
+    return {key: value for key, value in results.items() if key.partition("/")[0] in stage_names(config)}
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Writes results.json."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def judged(stage: Stage, state: TrainState, source: Source, name: str) -> tuple[Predictions, dict[str, Any]]:
+    """What the method predicts of a split, and how good that is."""
+    split = source.splits[name]
+    predictions = predict(stage, state, split, name)
+    scores = suite.evaluate(predictions, split.labels, stage.config, partial(features, stage, state, split, name))
+    sizes = clustering.sizes(predictions["cluster"], stage.method.num_clusters)
+    results: dict[str, Any] = {f"{name}/{key}": value for key, value in scores.items() if "/" not in key}
+    results |= {f"{name}/{key}": sizes[f"clusters/{key}"] for key in ("entropy", "largest_share")}
+    if name == "train":
+        results["clusters"] = len(np.unique(predictions["cluster"]))
+        if "head" in predictions:
+            agreement = 1 - clustering.changed(predictions["cluster"], predictions["head"])
+            results["train/head_agreement"] = float(agreement)
+    return predictions, results
+
+
+def kept(before: dict[str, Any], results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """What earlier evaluations of the same checkpoint found and this one was not asked for.
+
+    Of a file of features nothing, since it may have other vectors by now.
+    """
+    if is_bare(config) or before.get("step") != results["step"]:
+        return {}
+    return {key: value for key, value in before.items() if key.partition("/")[0] not in suite.load(config)}
 
 
 def compared(stage: Stage, state: TrainState, source: Source) -> suite.Images:
@@ -227,7 +272,7 @@ def write_samples(path: Path, predictions: Predictions, split: Split) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """The results in a line."""
-    parts = [f"{results['images']:,} images in {results['clusters']} clusters"]
+    parts = [f"{results['images']:,} images" + (f" in {results['clusters']} clusters" if "clusters" in results else "")]
     for name in ("train", "test"):
         scores = {key: results.get(f"{name}/{key}") for key in ("acc", "nmi", "ari")}
         words = [f"{key.upper()} {score:.3f}" for key, score in scores.items() if score is not None]

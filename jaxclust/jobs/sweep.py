@@ -167,8 +167,11 @@ def check_runs(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
             split = source.splits["train"]
             config = on_any_cpu(workdir_lib.resolved(run.config, split.image_shape))
             info = DataInfo(split.size, split.image_shape, source.num_classes)
-            for stage in config_lib.stage_names(config):
-                prepare(config, stage, split, info, workdir / run.name)
+            names = config_lib.stage_names(config)
+            stages = [prepare(config, name, split, info, workdir / run.name) for name in names]
+            if stages[-1].predict is None:
+                method = stages[-1].config.method
+                raise ConfigError(f"config.method={method!r} predicts no clusters, which are what a sweep compares")
         except (ConfigError, DataError) as error:
             raise type(error)(f"{run.name}: {error}") from error
 

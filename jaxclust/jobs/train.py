@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jaxclust import hosts
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, open_source
+from jaxclust.heartbeats import uncounted
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo
@@ -44,12 +45,15 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         finished = all(is_finished(stage) for stage in stages)
         for stage in stages:
             snapshot = run_stage(stage, stop)
+            if len(stages) > 1:
+                evaluate.write_stage(stage, snapshot.state, source)
         if stop.asked():
             raise stop.error()
         seconds = None if finished else time.monotonic() - started
         results = evaluate.write_results(stages[-1], snapshot.state, source, seconds)
     if hosts.is_first():
-        report.run(config, workdir, options)
+        with uncounted():
+            report.page(workdir)
     hosts.wait("the report")
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
 

@@ -14,9 +14,9 @@ Tree = Any  # a pytree of arrays
 Batch = dict[str, Any]
 """What `loss` and `update` get, B rows on each device.
 
-views: {name: uint8 [B, H, W, C] or float32 [B, D]}; id, position, target: int32 [B]; weight: float32 [B];
-step: int32 scalar. `position` counts images over the whole stage and host, so randomness drawn from it
-does not depend on the number of devices.
+views: {name: uint8 [B, H, W, C] or float32 [B, D]}, [B, n, ...] where the view has a number n > 1; id, position: int32
+[B]; target: int32 [B, *Method.target_shape]; weight: float32 [B]; step: int32 scalar. `position` counts images over the
+whole stage and host, so randomness drawn from it does not depend on the number of devices.
 """
 
 
@@ -34,7 +34,7 @@ class Aux(NamedTuple):
 
     extra: Tree  # the next `extra`, identical on all devices
     metrics: dict[str, jax.Array] = {}  # scalars, averaged over devices and over the steps between two logs
-    rows: dict[str, jax.Array] = {}  # [B, ...] per image, written by position to rows/<stage>/
+    rows: dict[str, jax.Array] = {}  # [B, ...] per image, written by position to rows/<stage>/ (but see Method.memory)
 
 
 class TrainState(NamedTuple):
@@ -48,12 +48,19 @@ class TrainState(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the last refresh decided, by id, on the host."""
+    """What the last refresh decided, and what was remembered since, by id, on the host."""
 
-    target: np.ndarray  # int32 [N]
+    target: np.ndarray  # int32 [N, *Method.target_shape]
     weight: np.ndarray  # float32 [N]
     ids: np.ndarray  # int32 [M]: the ids to train on
     refreshed_at: np.ndarray  # int32 scalar: step of that refresh; -1: none yet
+    memory: np.ndarray = np.zeros((0, 0), np.float32)
+    """[N, D]: what the loss said of each image since then (`Method.memory`), zeros of those that it has not met."""
+
+    @property
+    def cluster(self) -> np.ndarray:
+        """The target of each image, or the first of several, int32 [N]."""
+        return self.target.reshape(len(self.target), -1)[:, 0]
 
 
 class Refreshed(NamedTuple):
@@ -61,7 +68,7 @@ class Refreshed(NamedTuple):
 
     params: Tree
     extra: Tree
-    target: np.ndarray  # int32 [N]
+    target: np.ndarray  # int32 [N, *Method.target_shape]
     weight: np.ndarray  # float32 [N]
     ids: np.ndarray  # int32 [M]
     cluster: np.ndarray | None = None  # int32 [N]: the assignment, for the cluster log
@@ -95,6 +102,10 @@ class Method(NamedTuple):
     """Top-level keys of params that refresh renews, with their optimiser state, and keys of `extra` like them: whatever
     stands under these names may change its shape."""
     num_clusters: int | None = None  # how many clusters `predict` tells apart; None: as many as are found
+    target_shape: tuple[int, ...] = ()  # of one image's target
+    memory: str | None = None
+    """The entry [B, D] of `Aux.rows` that is the row of each image in the next refresh; `look` then makes only those of
+    the first one. It is kept by id in the checkpoint; an image that the round did not meet has zeros."""
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""

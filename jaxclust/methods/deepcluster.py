@@ -64,13 +64,7 @@ def build(
 
     The clustering tells the `nearest` centroids of each image.
     """
-    k, neighbours = cluster.asked(config.cluster), config.cluster.pic.neighbours
-    if k is not None and info.size < k:
-        raise ConfigError(f"config.cluster.k={k} clusters need at least {k} images; there are {info.size}. Lower k")
-    if k is None and info.size <= neighbours:
-        raise ConfigError(
-            f"config.cluster.pic.neighbours={neighbours} must be less than the number of images, which is {info.size}"
-        )
+    check_size(config, info)
     clusterer = cluster.get(config, nearest)  # a missing or doubled wheel is found before any work
     return Method(
         init=partial(init, config, info, c, space),
@@ -79,9 +73,20 @@ def build(
         look=space.look,
         predict=partial(predict, c, space),
         refresh=partial(refresh, config, c, space, clusterer, weigh),
-        fresh=("top", "centroids"),
-        num_clusters=k,
+        fresh=("top", "centroids", "rounds", "counted_at"),
+        num_clusters=cluster.asked(config.cluster),
     )
+
+
+def check_size(config: ConfigDict, info: DataInfo) -> None:
+    """ConfigError if there are fewer images than clusters, or than PIC has neighbours."""
+    k, neighbours = cluster.asked(config.cluster), config.cluster.pic.neighbours
+    if k is not None and info.size < k:
+        raise ConfigError(f"config.cluster.k={k} clusters need at least {k} images; there are {info.size}. Lower k")
+    if k is None and info.size <= neighbours:
+        raise ConfigError(
+            f"config.cluster.pic.neighbours={neighbours} must be less than the number of images, which is {info.size}"
+        )
 
 
 def space(config: ConfigDict) -> Space:
@@ -171,7 +176,7 @@ def refresh(
     again = int(state.extra["counted_at"]) == int(state.step)
     rounds = int(state.extra["rounds"]) + (not again)
     fitted, points, metrics = space.fit(rows, feature)
-    found = clustered(config, clusterer, points, cluster_rng)
+    found = clustered(clusterer, points, seed(config, cluster_rng))
     target, used = contiguous(found.labels)
     outputs = num_outputs(config, len(found.centroids))
     centroids = np.full((outputs, points.shape[1]), FAR, np.float32)
@@ -198,9 +203,15 @@ def refresh(
     )
 
 
-def clustered(config: ConfigDict, clusterer: Clusterer, points: Points, rng: jax.Array) -> Clustering:
+def seed(config: ConfigDict, rng: jax.Array, number: int = 0) -> int:
+    """The seed of a round's clustering, or of one of several by its number."""
+    if config.cluster.seed >= 0:
+        return int(config.cluster.seed) + number
+    return int(jax.random.randint(rng, (), 0, 2**31 - 1))
+
+
+def clustered(clusterer: Clusterer, points: Points, seed: int) -> Clustering:
     """The clustering of all points, k-means (Eq. 2) or PIC; CollapseError if fewer than two clusters hold images."""
-    seed = config.cluster.seed if config.cluster.seed >= 0 else int(jax.random.randint(rng, (), 0, 2**31 - 1))
     found = clusterer(points, seed)
     if len(np.unique(found.labels)) < 2:
         raise CollapseError(

@@ -48,6 +48,13 @@ def low_layers(config: ConfigDict, image_shape: tuple[int, ...]) -> tuple[str, .
     return chosen
 
 
+def parameter_shapes(config: ConfigDict, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of the network of `config.model` on images of `image_shape` [H, W, C]."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    params = jax.eval_shape(get(config).init, jax.random.key(0), images)["params"]
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
 def map_names(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the maps that a network records of images of `image_shape` [H, W, C], conv2 before conv10."""
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")

@@ -49,6 +49,7 @@ class AlexNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
+    axis: str | None = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -62,7 +63,7 @@ class AlexNet(nn.Module):
         x = seen(x, self.sobel, self.dtype)
         for number, c in enumerate(CONVS, 1):
             shape = round(self.width * c.multiple), c.kernel, c.stride, c.padding
-            x = nn.relu(conv_norm(x, *shape, name=f"conv{number}", train=train, **kinds))
+            x = nn.relu(conv_norm(x, *shape, name=f"conv{number}", train=train, axis=self.axis, **kinds))
             self.sow("maps", f"conv{number}", x)
             x = max_pool(x, 3, 2) if c.pooled else x
         x = adaptive_mean(x, 6).reshape(x.shape[0], -1)

@@ -23,13 +23,15 @@ class ConvNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
+    axis: str | None = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = seen(x, self.sobel, self.dtype)
         for block in range(self.blocks):
-            x = nn.relu(conv_norm(x, self.width * 2**block, 3, name=f"block{block + 1}", train=train, **kinds))
+            settings: dict[str, Any] = {"name": f"block{block + 1}", "train": train, "axis": self.axis, **kinds}
+            x = nn.relu(conv_norm(x, self.width * 2**block, 3, **settings))
             self.sow("maps", f"conv{block + 1}", x)
             x = max_pool(x, 2, 2)
         x = x.reshape(x.shape[0], -1)

@@ -14,6 +14,9 @@ from jaxclust.runtime import AXIS
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """N(0, sqrt(2 / (k * k * C_out))) (He et al. 2015, fan-out)."""
 
+uniform_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(-1 / sqrt(fan-in), 1 / sqrt(fan-in)), as PyTorch draws every layer that nobody draws otherwise."""
+
 dense_init = nn.initializers.normal(0.01)
 """N(0, 0.01^2), as DeepCluster draws every dense layer."""
 
@@ -23,19 +26,26 @@ def seen(images: jax.Array, gradients: bool, dtype: Any) -> jax.Array:
     return (sobel(images) if gradients else images).astype(dtype)
 
 
-def conv(features: int, kernel: int, stride: int = 1, padding: int | None = None, **kwargs: Any) -> nn.Conv:
+def conv(
+    features: int, kernel: int, stride: int = 1, padding: int | None = None, kernel_init: Any = conv_init, **kwargs: Any
+) -> nn.Conv:
     """The convolution of every network: `kernel` x `kernel`, zero padding of kernel // 2 unless said."""
     padding = kernel // 2 if padding is None else padding
-    return nn.Conv(features, (kernel, kernel), stride, padding, kernel_init=conv_init, **kwargs)
+    return nn.Conv(features, (kernel, kernel), stride, padding, kernel_init=kernel_init, **kwargs)
 
 
-def batch_norm(train: bool, param_dtype: Any = jnp.float32, **kwargs: Any) -> nn.BatchNorm:
-    """Batch norm over all devices; epsilon 1e-5, running statistics keep 0.9 (PyTorch's 0.1)."""
+def batch_norm(
+    train: bool, param_dtype: Any = jnp.float32, axis: str | None = AXIS, momentum: float = 0.9, **kwargs: Any
+) -> nn.BatchNorm:
+    """Batch norm over the rows of all devices, or with `axis` None over those that it is given alone.
+
+    Epsilon 1e-5; running statistics keep 0.9 (PyTorch's 0.1) unless said.
+    """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=momentum,
         epsilon=1e-5,
-        axis_name=AXIS,
+        axis_name=axis,
         param_dtype=param_dtype,
         force_float32_reductions=param_dtype == jnp.float32,  # statistics in float64 where parameters are
         **kwargs,
@@ -51,12 +61,14 @@ def conv_norm(
     *,
     name: str,
     train: bool,
+    axis: str | None,
     bias: bool = True,
+    kernel_init: Any = conv_init,
     **kinds: Any,
 ) -> jax.Array:
     """A convolution and its batch norm, `<name>_conv` and `<name>_norm` of the module that calls."""
-    x = conv(features, kernel, stride, padding, use_bias=bias, name=f"{name}_conv", **kinds)(x)
-    normed: jax.Array = batch_norm(train, name=f"{name}_norm", **kinds)(x)
+    x = conv(features, kernel, stride, padding, kernel_init, use_bias=bias, name=f"{name}_conv", **kinds)(x)
+    normed: jax.Array = batch_norm(train, axis=axis, name=f"{name}_norm", **kinds)(x)
     return normed
 
 

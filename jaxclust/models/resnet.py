@@ -2,18 +2,21 @@
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; with the stride of a
 bottleneck in its 3 x 3 convolution, as in torchvision. Every batch norm starts with scale 1.
+
+"clusterresnet" is what Niu, Shan, Wang, "SPICE: Semantic Pseudo-Labeling for Image Clustering", IEEE TIP 2022, train on
+images of 32 to 96 pixels: a ResNet-34 with the stem "pooled", whose published code draws it uniformly.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import conv_norm, dense_init, max_pool, seen
+from jaxclust.models.layers import conv_init, conv_norm, dense_init, max_pool, seen, uniform_init
 
 Layer = Callable[..., jax.Array]
 """conv_norm with all but the input, the sizes and the name."""
@@ -43,8 +46,20 @@ NETWORKS = {
     "resnet18": (basic, (2, 2, 2, 2)),
     "resnet34": (basic, (3, 4, 6, 3)),
     "resnet50": (bottleneck, (3, 4, 6, 3)),
+    "clusterresnet": (basic, (3, 4, 6, 3)),
 }
 """The block of each network, and how many there are in each of the four stages."""
+
+
+class Stem(NamedTuple):
+    """What comes before the first block: a convolution, and max pooling (window, stride, padding)."""
+
+    kernel: int
+    stride: int
+    pool: tuple[int, int, int] | None
+
+
+STEMS = {"imagenet": Stem(7, 2, (3, 2, 1)), "small": Stem(3, 1, None), "pooled": Stem(3, 1, (2, 2, 1))}
 
 
 class ResNet(nn.Module):
@@ -56,23 +71,25 @@ class ResNet(nn.Module):
 
     block: Callable[..., jax.Array]
     blocks: tuple[int, ...]
-    small_stem: bool  # 3 x 3 in place of 7 x 7 with stride 2 and pooling
+    stem: Stem
+    kernel_init: Any
     width: int
     dim: int
     dropout: float
     sobel: bool
     dtype: Any
     param_dtype: Any
+    axis: str | None = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layer: Layer = partial(conv_norm, train=train, bias=False, **kinds)
-        kernel, stride = (3, 1) if self.small_stem else (7, 2)
+        settings: dict[str, Any] = {"train": train, "axis": self.axis, "bias": False, "kernel_init": self.kernel_init}
+        layer: Layer = partial(conv_norm, **settings, **kinds)
         x = seen(x, self.sobel, self.dtype)
-        x = nn.relu(layer(x, self.width, kernel, stride, name="conv1"))
+        x = nn.relu(layer(x, self.width, self.stem.kernel, self.stem.stride, name="conv1"))
         self.sow("maps", "conv1", x)
-        x = x if self.small_stem else max_pool(x, 3, 2, padding=1)
+        x = max_pool(x, *self.stem.pool) if self.stem.pool else x
         for stage, count in enumerate(self.blocks):
             for i in range(count):
                 stride = 2 if stage and i == 0 else 1
@@ -87,4 +104,5 @@ def make(config: ConfigDict) -> ResNet:
     """The network of `config.model`, in the precision of `config.runtime.dtype`."""
     m = config.model
     kinds = m.sobel, runtime.compute_dtype(config), runtime.param_dtype(config)
-    return ResNet(*NETWORKS[m.name], m.stem == "small", m.width or 64, m.dim, max(m.dropout, 0.0), *kinds)
+    stem, drawn = ("pooled", uniform_init) if m.name == "clusterresnet" else (m.stem, conv_init)
+    return ResNet(*NETWORKS[m.name], STEMS[stem], drawn, m.width or 64, m.dim, max(m.dropout, 0.0), *kinds)

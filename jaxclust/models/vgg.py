@@ -38,6 +38,7 @@ class VGG(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
+    axis: str | None = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -47,7 +48,7 @@ class VGG(nn.Module):
         for convs, multiple in zip(self.blocks, MULTIPLES, strict=True):
             for _ in range(convs):
                 name = f"conv{next(numbers)}"
-                x = nn.relu(conv_norm(x, self.width * multiple, 3, name=name, train=train, **kinds))
+                x = nn.relu(conv_norm(x, self.width * multiple, 3, name=name, train=train, axis=self.axis, **kinds))
                 self.sow("maps", name, x)
             x = max_pool(x, 2, 2)
         x = adaptive_mean(x, 7).reshape(x.shape[0], -1)

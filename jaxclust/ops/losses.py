@@ -29,6 +29,16 @@ def weighted_cross_entropy(
     return -jnp.mean(weights * jnp.where(weights == 0, 0, picked))
 
 
+def double_softmax(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over the batch of weight * -log softmax(softmax(logits))[target], the loss of SPICE's heads.
+
+    The inner softmax is the head's output p, the outer one that of the cross-entropy. It lies between
+    ln((e + K - 1) / e), for p of one at the target, and ln(e + K - 1). Shapes and dtypes as `weighted_cross_entropy`.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return weighted_cross_entropy(jax.nn.softmax(logits), targets, weights)
+
+
 def accuracy(logits: jax.Array, targets: jax.Array, num_outputs: Count | None = None) -> jax.Array:
     """Share of rows whose largest logit is the target's.
 

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclust import hosts, runtime
+from jaxclust.errors import ConfigError
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.stage import Stage, example_batch
 
@@ -33,7 +34,13 @@ def choose(config: ConfigDict, workdir: Path, prepare: Callable[[ConfigDict], St
         return with_devices(config, used)
     seconds: dict[int, float] = {}
     for count in counts(config, len(jax.devices())):
-        seconds[count] = seconds_of_step(prepare(with_devices(config, count)))
+        try:
+            stage = prepare(with_devices(config, count))
+        except ConfigError:
+            if seconds:  # so many are too many for the method
+                break
+            raise
+        seconds[count] = seconds_of_step(stage)
         if seconds[count] < QUICK_STEP or seconds[count] > min(seconds.values()):
             break
     best = min(seconds, key=lambda count: seconds[count])
@@ -59,7 +66,7 @@ def with_devices(config: ConfigDict, count: int) -> ConfigDict:
 def seconds_of_step(stage: Stage) -> float:
     """Median time of a train step on a batch of zeros, compilation aside."""
     state, _ = stage.first()
-    batch = example_batch(stage.method, stage.info, stage.config.batch_size)
+    batch = example_batch(stage.method, stage.info, stage.config.batch_size, stage.config.views)
     batch, key = runtime.put_batch(batch, stage.mesh), runtime.key(0)
     times: list[float] = []
     while sum(times[1:]) < TIMED:

@@ -1,4 +1,4 @@
-"""What a method says of each image during training, kept by position."""
+"""What a method says of each image during training: written by position, or remembered by id for the next refresh."""
 
 from pathlib import Path
 
@@ -7,17 +7,21 @@ import numpy as np
 
 from jaxclust import hosts, runtime
 from jaxclust.files import replacing
+from jaxclust.methods.base import Targets
 
 
 class ImageRows:
-    """Collects the `rows` of steps and writes `folder`/<step>.npz at each flush, `step` being its end.
+    """Collects the `rows` of steps; all but `memory` are written to `folder`/<step>.npz at each flush, `step` being its
+    end.
 
     Files from after `restored` belong to steps that will be done again, and are removed. Host 0 writes for all.
     """
 
-    def __init__(self, folder: Path, restored: int | None):
+    def __init__(self, folder: Path, restored: int | None, memory: str | None = None):
         self._folder = folder
+        self._memory = memory
         self._waiting: list[dict[str, jax.Array]] = []
+        self._fetched: list[dict[str, np.ndarray]] = []
         for path in folder.glob("*.npz") if hosts.is_first() else ():
             if int(path.stem) > (restored or 0):
                 path.unlink()
@@ -27,16 +31,36 @@ class ImageRows:
         if rows:
             self._waiting.append(rows)
 
+    def remember(self, targets: Targets) -> Targets:
+        """The targets with what was collected of `memory`; of an image that was met twice the later row counts.
+
+        Every host must call it, and gets the same.
+        """
+        arrays = self._fetch()
+        if self._memory is None or not arrays:
+            return targets
+        memory = targets.memory.copy()
+        memory[arrays["id"]] = arrays.pop(self._memory)
+        return targets._replace(memory=memory)
+
     def flush(self, step: int) -> None:
         """Writes what was collected."""
-        if not self._waiting:
-            return
-        fetched = runtime.local_rows(self._waiting)
-        arrays = {name: _by_position([rows[name] for rows in fetched]) for name in fetched[0]}
-        if hosts.is_first():
+        self._fetch()
+        parts, self._fetched = self._fetched, []
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+        if arrays.keys() - {"id", "position"} and hosts.is_first():
             with replacing(self._folder / f"{step}.npz") as temporary:
                 np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+    def _fetch(self) -> dict[str, np.ndarray]:
+        """What waited on the devices, of all hosts by position; it is then waiting for the flush."""
+        if not self._waiting:
+            return {}
+        fetched = runtime.local_rows(self._waiting)
         self._waiting = []
+        arrays = {name: _by_position([rows[name] for rows in fetched]) for name in fetched[0]}
+        self._fetched.append(arrays)
+        return arrays
 
 
 def _by_position(steps: list[np.ndarray]) -> np.ndarray:

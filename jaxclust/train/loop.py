@@ -68,7 +68,7 @@ def _loop(
 ) -> Snapshot:
     state, targets = snapshot
     lengths, key = stage.lengths, runtime.key(stage.config.seed, stage.name, "step")
-    image_rows = ImageRows(stage.workdir / "rows" / stage.name, restored)
+    image_rows = ImageRows(stage.workdir / "rows" / stage.name, restored, stage.method.memory)
     start, in_flight, clock = restored or 0, deque[Any](), time.perf_counter()
     batches: Iterator[Batch] = iter(())
     for step in range(start, lengths.stage + 1):
@@ -78,6 +78,7 @@ def _loop(
         if due(step, lengths.log) or refreshing:  # before anything is derived from the state
             state, values = _flush(stage, state, targets, step, time.perf_counter() - clock)
         if refreshing and targets.refreshed_at != step:  # a restored state is not refreshed twice
+            targets = image_rows.remember(targets)
             state, targets, refreshed = refresh(stage, state, targets, step, last)
             values |= refreshed
         if lengths.eval and (last or due(step, lengths.eval)) and step != restored:
@@ -88,6 +89,7 @@ def _loop(
         stopping = stop.asked()  # one look: what is saved is what stops
         if last or due(step, lengths.save) or stopping:
             _finite_sums(stage, state, targets)
+            targets = image_rows.remember(targets)
             image_rows.flush(step)
             checkpoints.save(step, Snapshot(state, targets))
         if last:
@@ -131,9 +133,11 @@ def _finite_sums(stage: Stage, state: TrainState, targets: Targets) -> dict[str,
 
 def _order(stage: Stage, targets: Targets, round_: int) -> np.ndarray:
     """Ids of a round in the order in which they are trained on."""
-    length = stage.lengths.round * stage.config.batch_size
+    size, steps = stage.config.batch_size, stage.lengths.round
     seed = (stage.config.seed, stage.number, round_)
-    return sampler.draw(stage.config.sampler, targets.ids, targets.target, length, seed)
+    return sampler.draw(
+        stage.config.sampler, targets.ids, targets.cluster, steps * size, seed, size, first_batch=round_ * steps
+    )
 
 
 def _batches(stage: Stage, targets: Targets, step: int) -> Iterator[Batch]:

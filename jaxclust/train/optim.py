@@ -5,6 +5,7 @@ groups come after it, under no name, so that the course of a rate goes on.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,10 @@ def make(config: ConfigDict, method: Method, params: Any, lengths: Lengths) -> O
         name: optax.set_to_zero() if name in frozen else direction(config.optimizer[section])
         for name, section in groups.items()
     }
-    courses = {name: (config.optimizer[section], lengths.every[section]) for name, section in groups.items()}
+    courses = {
+        name: Course(config.optimizer[section], lengths.every[section], lengths.warmup.get(section, 0))
+        for name, section in groups.items()
+    }
     scale, rates = scale_by_rates(courses, lengths.stage)
     chain = optax.chain(optax.partition(rules, group_labels), scale)
     return Optimizer(chain.init, chain.update, lambda state, step: rates(state[1], step))
@@ -66,19 +70,61 @@ def _check(field: str, group: ConfigDict, every: int, method: Method) -> None:
 
 
 def direction(group: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """g + decay * w on every parameter, then momentum (v = mu v + g, no dampening) or Adam, before the rate."""
+    """g + decay * w on every parameter, then momentum (v = mu v + g, no dampening) or Adam, before the rate.
+
+    "lars" makes g + decay * w of each parameter as long as `trust` of that parameter before the momentum, without
+    clipping (You, Gitman, Ginsburg, "Large batch training of convolutional networks", 2017, where the length is
+    |g| + decay |w|); where one of both is zero it stays as it is.
+    """
     decay = 10.0**group.wd if group.wd else group.weight_decay
-    rule = optax.scale_by_adam() if group.name == "adam" else optax.trace(group.momentum)
-    return optax.chain(optax.add_decayed_weights(decay), rule)
+    rules = {
+        "adam": (optax.scale_by_adam,),
+        "sgd": (partial(optax.trace, group.momentum),),
+        "lars": (
+            partial(optax.scale_by_trust_ratio, trust_coefficient=group.trust),
+            partial(optax.trace, group.momentum),
+        ),
+    }
+    chain = optax.chain(optax.add_decayed_weights(decay), *(rule() for rule in rules[group.name]))
+    return still(chain, group.frozen) if group.frozen else chain
 
 
-def schedule(group: ConfigDict, every: int, steps: int) -> Schedule:
-    """Learning rate of a group by step: constant, half a cosine down to 0 at `steps`, or lr * gamma^(step // every)."""
+def still(rule: optax.GradientTransformationExtraArgs, steps: int) -> optax.GradientTransformationExtraArgs:
+    """`rule`, which before step `steps` moves nothing and keeps its state."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **extra: Any) -> tuple[Any, Any]:
+        moved, new = rule.update(updates, state, params, **extra)
+        free = step >= steps
+        return (
+            jax.tree.map(lambda change: jnp.where(free, change, 0), moved),
+            jax.tree.map(lambda after, before: jnp.where(free, after, before), new, state),
+        )
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+class Course(NamedTuple):
+    """What a learning rate follows: the settings of its group, and two of their lengths in steps."""
+
+    group: ConfigDict
+    every: int
+    warmup: int = 0
+
+
+def schedule(course: Course, steps: int) -> Schedule:
+    """Learning rate by step: constant, half a cosine down to min_lr at `steps`, or lr * gamma^(step // every), each
+    after a straight line from warmup_lr."""
+    group, every, warmup = course
     if group.schedule == "cosine":
-        return optax.cosine_decay_schedule(group.lr, max(steps, 1))
-    if group.schedule == "exponential":
-        return optax.exponential_decay(group.lr, every, group.gamma, staircase=True)
-    return optax.constant_schedule(group.lr)
+        lowest = group.min_lr / group.lr if group.lr else 0.0
+        follows = optax.cosine_decay_schedule(group.lr, max(steps - warmup, 1), alpha=lowest)
+    elif group.schedule == "exponential":
+        follows = optax.exponential_decay(group.lr, every, group.gamma, staircase=True)
+    else:
+        follows = optax.constant_schedule(group.lr)
+    if not warmup:
+        return follows
+    return optax.join_schedules([optax.linear_schedule(group.warmup_lr, group.lr, warmup), follows], [warmup])
 
 
 def plateau(group: ConfigDict, every: int) -> optax.GradientTransformationExtraArgs:
@@ -93,14 +139,14 @@ def plateau(group: ConfigDict, every: int) -> optax.GradientTransformationExtraA
 
 
 def scale_by_rates(
-    courses: Mapping[str, tuple[ConfigDict, int]], steps: int
+    courses: Mapping[str, Course], steps: int
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[Any, int], dict[str, float]]]:
     """Multiplies the updates of each group by minus its rate; and the function that tells the rates.
 
     `step` is an argument of `update`: optax counts steps in its own state, which a renewed head would start at 0.
     """
-    schedules = {name: schedule(group, every, steps) for name, (group, every) in courses.items()}
-    plateaus = {name: plateau(group, every) for name, (group, every) in courses.items()}
+    schedules = {name: schedule(course, steps) for name, course in courses.items()}
+    plateaus = {name: plateau(course.group, course.every) for name, course in courses.items()}
 
     def init(params: Any) -> tuple[Any, ...]:
         return tuple(plateaus[name].init(params[name]) for name in plateaus)

@@ -21,7 +21,7 @@ def refresh(
     After the last step nothing is left to train: only `extra` (such as centroids) is taken over, and the recorded
     assignment is what `predict` will say of the same images. A stage without steps takes everything.
     """
-    rows = run(stage, state, stage.look, "features")["features"]
+    rows = seen(stage, state, targets)
     key = runtime.key(stage.config.seed, stage.name, "refresh", step)
     assert stage.method.refresh is not None
     refreshed = stage.method.refresh(jax.device_get(state), targets, rows, key)
@@ -38,7 +38,18 @@ def refresh(
     new = new._replace(params=params, opt_state=runtime.put_replicated(opt_state, stage.mesh))
     values |= _record(stage, targets, refreshed, rows, step)
     at = np.asarray(step, np.int32)
-    return new, Targets(refreshed.target, refreshed.weight, refreshed.ids, at), values
+    forgotten = np.zeros_like(targets.memory)
+    return new, Targets(refreshed.target, refreshed.weight, refreshed.ids, at, forgotten), values
+
+
+def seen(stage: Stage, state: TrainState, targets: Targets) -> Rows:
+    """The rows that a refresh works with: what was remembered of the images, or what the method's `look` makes."""
+    if stage.method.memory is None or targets.refreshed_at < 0:
+        return run(stage, state, stage.look, "features")["features"]
+    memory = targets.memory
+    rows = Rows(len(memory), memory.shape[1:], memory.dtype, stage.config.features.memory_bytes, stage.workdir / "tmp")
+    rows.append(memory[hosts.own_ids(len(memory))])
+    return rows.finish()
 
 
 def run(stage: Stage, state: TrainState, program: Program, title: str) -> dict[str, Rows]:
@@ -54,10 +65,11 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, st
     if hosts.is_first():
         _write(stage, f"{step // stage.lengths.round}.npz", refreshed)
     values = clustering.sizes(refreshed.cluster, stage.method.num_clusters)
-    if targets.refreshed_at >= 0:
+    before = targets.cluster
+    if targets.refreshed_at >= 0 and ((before >= 0) & (refreshed.cluster >= 0)).any():
         average = stage.config.evaluate.nmi_average
-        values["clusters/nmi_prev"] = clustering.nmi(targets.target, refreshed.cluster, average)
-        values["clusters/changed"] = clustering.changed(targets.target, refreshed.cluster)
+        values["clusters/nmi_prev"] = clustering.nmi(before, refreshed.cluster, average)
+        values["clusters/changed"] = clustering.changed(before, refreshed.cluster)
     found = {"cluster": refreshed.cluster, **refreshed.record}
     scores = suite.evaluate(found, stage.split.labels, stage.config, lambda: rows)
     return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}

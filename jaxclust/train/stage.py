@@ -1,6 +1,6 @@
 """A stage made ready: method, data, lengths, programs and first state, all checked before work starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxclust import methods, runtime
-from jaxclust.config import for_stage, load, stage_names
+from jaxclust.config import for_stage, stage_names
+from jaxclust.data import view as view_lib
 from jaxclust.data.split import Split
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import suite
 from jaxclust.features.extract import Program, compile_for
 from jaxclust.methods.base import Batch, DataInfo, Method, Targets, TrainState
+from jaxclust.train import donor as donors
 from jaxclust.train import optim
 from jaxclust.train import step as train_step
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
@@ -61,37 +63,32 @@ def prepare(
     `info` describes the data that the stage is trained on, which for new images is not `split`. `devices` are those
     that its programs are compiled for, by default this job's. `make` makes the method, by default `config.method`.
     """
-    names = stage_names(config)
-    number = names.index(name)
+    number = stage_names(config).index(name)
+    begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then no body is needed
+    donor = None if begun else donors.body(config, name, workdir)
+    info = info._replace(files=donors.files(config, name, workdir))
     config = for_stage(config, name)
-    kinds = ("checkpoints", "assignments", "rows")
-    left = {f"{kind}/{earlier}": workdir / kind / earlier for earlier in names[:number] for kind in kinds}
-    info = info._replace(files=left)
     method = (make or methods.get)(config, info)
-    missing = [view for view in method.views if view not in config.views]
-    if missing:
-        raise ConfigError(f"config.views has no section {missing[0]!r}, which method {config.method!r} needs")
+    check_views(config, method)
     suite.load(config)  # only to see that every evaluation exists
     mesh = runtime.mesh(config, devices)
-    batch = example_batch(method, info, config.batch_size)
+    batch = example_batch(method, info, config.batch_size, config.views)
     key = runtime.key(config.seed, name)
     variables = jax.eval_shape(method.init, key, batch)
     length = lengths(config, info.size)
     optimizer = optim.make(config, method, variables[0], length)
     step = train_step.make(method, optimizer, mesh)
     shapes = jax.eval_shape(lambda batch: _state(method, optimizer, key, batch, ()), batch)
-    metrics = train_step.metric_names(step, shapes, batch, key)
+    metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
-    begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then the donor is no longer needed
-    donor = trained_body(Path(config.init_from)) if config.init_from and number == 0 and not begun else None
-    if donor:
-        donor.check_body(Snapshot(shapes, first_targets(method, split)), method.fresh)
+    if donor and Checkpoints.exist(donor):
+        Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split, rows)), method.fresh)
 
     def first() -> Snapshot:
         state = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))()
-        snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split))
-        return donor.restore_body(snapshot, method.fresh) if donor else snapshot
+        snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split, rows))
+        return Checkpoints(donor).restore_body(snapshot, method.fresh) if donor else snapshot
 
     embed = compile_for(method.embed, mesh)
     return Stage(
@@ -108,33 +105,47 @@ def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, m
     return TrainState(jnp.zeros((), jnp.int32), params, extra, optimizer.init(params), sums)
 
 
-def trained_body(workdir: Path) -> Checkpoints:
-    """The checkpoints of the last stage of another run; ConfigError if there are none."""
-    saved = workdir / "config.json"
-    if not saved.exists():
-        raise ConfigError(f"config.init_from={str(workdir)!r} holds no run (there is no {saved})")
-    folder = workdir / "checkpoints" / stage_names(load(saved))[-1]
-    if not Checkpoints.exist(folder):
-        raise ConfigError(f"config.init_from={str(workdir)!r} has no checkpoint yet (there is none in {folder})")
-    return Checkpoints(folder)
+def check_views(config: ConfigDict, method: Method) -> None:
+    """ConfigError unless `config.views` has every view that the method needs, with sizes of crops that are in order."""
+    for name in method.views:
+        if name not in config.views:
+            raise ConfigError(f"config.views has no section {name!r}, which method {config.method!r} needs")
+        view = view_lib.make_view(config.views[name])
+        if view.crop_area > view.crop_area_max:
+            raise ConfigError(
+                f"config.views.{name}.crop_area={view.crop_area} is the smallest share of a crop and must not be more "
+                f"than the largest, config.views.{name}.crop_area_max={view.crop_area_max}"
+            )
 
 
-def first_targets(method: Method, split: Split) -> Targets:
-    """Targets before any refresh: the labels where the method may see them, else zeros."""
+def first_targets(method: Method, split: Split, rows: Mapping[str, jax.ShapeDtypeStruct]) -> Targets:
+    """Targets before any refresh: the labels where the method may see them, else zeros; and an empty memory.
+
+    `rows` are shapes and dtypes of what a step says of the images of its batch.
+    """
     labels = split.labels if method.labels else None
-    target = np.zeros(split.size, np.int32) if labels is None else labels.astype(np.int32)
-    ids = np.flatnonzero(target >= 0).astype(np.int32)  # of some images the label may be unknown
-    return Targets(target, np.ones(split.size, np.float32), ids, np.asarray(-1, np.int32))
+    target = np.zeros((split.size, *method.target_shape), np.int32) if labels is None else labels.astype(np.int32)
+    ids = np.flatnonzero((target >= 0).reshape(split.size, -1).all(axis=1))  # of some images the label may be unknown
+    targets = Targets(target, np.ones(split.size, np.float32), ids.astype(np.int32), np.asarray(-1, np.int32))
+    if method.memory is None:
+        return targets
+    kept = rows[method.memory]
+    return targets._replace(memory=np.zeros((split.size, *kept.shape[1:]), kept.dtype))
 
 
-def example_batch(method: Method, info: DataInfo, size: int) -> Batch:
-    """A batch of zeros, for shapes and dtypes; its images take no memory."""
+def example_batch(method: Method, info: DataInfo, size: int, views: Mapping[str, Mapping[str, Any]] = {}) -> Batch:
+    """A batch of zeros, for shapes and dtypes; its images take no memory.
+
+    `views` is `config.views`; a view that it lacks is one image of the size in `info`.
+    """
     zero = np.zeros((), np.uint8 if len(info.image_shape) == 3 else np.float32)
+    made = {name: view_lib.make_view(views.get(name, {})) for name in method.views}
+    shapes = {name: (*view_lib.copies(view), *view_lib.shape(view, info.image_shape)) for name, view in made.items()}
     zeros: dict[str, Any] = {
-        "views": {name: np.broadcast_to(zero, (size, *info.image_shape)) for name in method.views},
+        "views": {name: np.broadcast_to(zero, (size, *shape)) for name, shape in shapes.items()},
         "id": np.zeros(size, np.int32),
         "position": np.zeros(size, np.int64),
-        "target": np.zeros(size, np.int32),
+        "target": np.zeros((size, *method.target_shape), np.int32),
         "weight": np.ones(size, np.float32),
         "step": np.zeros((), np.int32),
     }

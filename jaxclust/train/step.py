@@ -74,7 +74,12 @@ def zero_sums(names: Iterable[str]) -> dict[str, np.ndarray]:
     return {**sums, "count": np.zeros((), np.int32), "bad_step": np.full((), -1, np.int32)}
 
 
-def metric_names(step: Step, state: TrainState, batch: Batch, key: jax.Array) -> tuple[str, ...]:
-    """Names of what `step` measures, found by tracing it with a state that has no sums yet."""
-    traced, _, _ = jax.eval_shape(step, state, batch, key)
-    return tuple(name for name in traced.sums if name not in ("count", "bad_step"))
+def outputs(
+    step: Step, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
+    """Names of what `step` measures, and the shapes of what it says of the images of its batch.
+
+    Found by tracing it with a state that has no sums yet.
+    """
+    traced, rows, _ = jax.eval_shape(step, state, batch, key)
+    return tuple(name for name in traced.sums if name not in ("count", "bad_step")), rows

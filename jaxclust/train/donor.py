@@ -1,0 +1,67 @@
+"""What a stage takes from others: the body that it starts with, and the files that they left."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxclust.config import for_stage, load, stage_names
+from jaxclust.errors import ConfigError
+from jaxclust.train.checkpoint import Checkpoints
+
+KINDS = ("checkpoints", "assignments", "rows")  # folders of a workdir with one for each stage
+
+
+def body(config: ConfigDict, name: str, workdir: Path) -> Path | None:
+    """The folder of checkpoints whose body stage `name` of the whole `config` starts with, None: with a new one.
+
+    `init_from` names the workdir of another run, which is for the first stage, or "@" and another stage: of this run,
+    or where this one leaves it out, of the workdir that the config's own `init_from` names or of an earlier start. Of
+    another run without such a stage it is the last one. Only a folder of this run may still be empty.
+    """
+    names, text = stage_names(config), for_stage(config, name).init_from
+    if not text.startswith("@"):
+        return _of_run(Path(text), None) if text and name == names[0] else None
+    earlier = text[1:]
+    if earlier in names[: names.index(name)]:
+        return workdir / "checkpoints" / earlier
+    if config.init_from and not config.init_from.startswith("@"):
+        return _of_run(Path(config.init_from), earlier)
+    if Checkpoints.exist(workdir / "checkpoints" / earlier):
+        return workdir / "checkpoints" / earlier
+    raise ConfigError(
+        f"config.stage.{name}.init_from={text!r}, but config.stages={config.stages!r} has no stage {earlier!r} before "
+        f"{name!r}, and {workdir} no checkpoint of one; train it first, or name a run: --config.init_from=WORKDIR"
+    )
+
+
+def _of_run(workdir: Path, stage: str | None) -> Path:
+    """The checkpoints of `stage`, or of the last stage of another run; ConfigError if there are none."""
+    saved = workdir / "config.json"
+    if not saved.exists():
+        raise ConfigError(f"config.init_from={str(workdir)!r} holds no run (there is no {saved})")
+    if stage and Checkpoints.exist(workdir / "checkpoints" / stage):
+        return workdir / "checkpoints" / stage
+    folder = workdir / "checkpoints" / stage_names(load(saved))[-1]
+    if not Checkpoints.exist(folder):
+        raise ConfigError(f"config.init_from={str(workdir)!r} has no checkpoint yet (there is none in {folder})")
+    return folder
+
+
+def files(config: ConfigDict, name: str, workdir: Path) -> Mapping[str, Path]:
+    """Folders, such as "assignments/reliable", of the stages before `name`, which may not have written them yet.
+
+    Stages that this run leaves out are looked for in `workdir`, then in that of the config's `init_from`.
+    """
+    names = stage_names(config)
+    found = {f"{kind}/{stage}": workdir / kind / stage for stage in names[: names.index(name)] for kind in KINDS}
+    others = [Path(config.init_from)] if config.init_from and not config.init_from.startswith("@") else []
+    for root in (workdir, *others):
+        for path in _folders(root):
+            if path.name not in names:
+                found.setdefault(f"{path.parent.name}/{path.name}", path)
+    return found
+
+
+def _folders(workdir: Path) -> Sequence[Path]:
+    return sorted(path for kind in KINDS for path in (workdir / kind).glob("*/") if path.is_dir())

@@ -1,0 +1,336 @@
+"""SPICE-Self and reliable labels (spice.md, checks S5, S6, S8, S10, S12): heads that label, learn and are selected."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from small import few_digits, prepared, run, small_config, trained
+
+from jaxclust import config as config_lib
+from jaxclust import runtime
+from jaxclust.data.source import Source
+from jaxclust.data.split import from_array
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.evaluation import clustering
+from jaxclust.evaluation import heads as oracle
+from jaxclust.methods import heads, reliable, spice
+from jaxclust.methods.base import DataInfo
+from jaxclust.runtime import StopSignal
+from jaxclust.train import loop
+from jaxclust.train.refresh import refresh
+from jaxclust.train.refresh import run as over_all
+
+K, DIM = 10, 64
+
+
+def spice_config(**fields):
+    """Vectors, unless told otherwise; `a__b=value` sets config.a.b."""
+    fields = {
+        "method": "spice", "stages": "self", "data__source": "features", "freeze_body": True, "sampler": "resample",
+        "cluster__k": K, "save_every": "never", "eval_batch_size": 500, "views__weak__noise": 0.3,
+        "views__strong__noise": 0.8, **fields,
+    }  # fmt: skip
+    config = small_config()
+    with config.unlocked():
+        for view in spice.VIEWS:
+            config.views[view] = ConfigDict({"noise": 0.0})
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config_lib.validate(config)
+
+
+def clouds(size, seed=0, scale=1.0, labelled=True):
+    """Vectors N(mean, I) around K class means N(0, scale^2 I)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(size, dtype=np.int32) % K)
+    means = scale * rng.standard_normal((K, DIM))
+    rows = (means[labels] + rng.standard_normal((size, DIM))).astype(np.float32)
+    split = from_array(rows, (DIM,), "vectors/{}".format)
+    return Source("vectors", {"train": replace(split, labels=labels if labelled else None)}, tuple("0123456789"), [])
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def changed(before, after):
+    """Names of the arrays that are not bit for bit the same."""
+    before, after = leaves(before), leaves(after)
+    return {name for name in after if (before[name] != after[name]).any()}
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+SMALL = {"batch_size": 200, "spice__train_sub_batch_size": 40, "spice__num_repeat": 2, "spice__num_head": 3}
+
+
+@pytest.mark.parametrize(("scale", "least"), [(1.0, 0.98), (0.5, 0.93)])
+def test_s5_the_selected_head_finds_the_classes(tmp_path, scale, least):
+    config = spice_config(batch_size=2000, steps=10, rounds=0, refresh_every="10 steps", spice__num_head=5)
+    for seed in (0, 1):
+        config.seed = seed
+        source = clouds(2000, seed, scale)
+        stage = prepared(config, tmp_path / str(seed), source)
+        snapshot = loop.run_stage(stage, StopSignal())
+        found = over_all(stage, snapshot.state, stage.predict, "test")
+        labels = source.splits["train"].labels
+        assert clustering.accuracy(found["cluster"].array(), labels) >= least
+        said = records(tmp_path / str(seed))[-1]
+        losses = [said[f"heads/loss{h}"] for h in range(5)]
+        assert said["selected/head"] == np.argmin(losses) and said["selected/loss"] == min(losses)
+        assert min(losses) < 1.52 < 2.25 < records(tmp_path / str(seed))[0]["selected/loss"]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A stage without labels, of one step of half the images an epoch."""
+    return prepared(spice_config(**SMALL), tmp_path_factory.mktemp("spice"), clouds(400, labelled=False))
+
+
+@pytest.fixture(scope="module")
+def begun(stage):
+    """The state before the first step, and the first batch."""
+    state, targets = stage.first()
+    return jax.device_get(state), next(loop._batches(stage, targets, 0))
+
+
+def stepped(stage, state, batch):
+    """The state after a step, on the host; the given one is kept."""
+    after = stage.step(runtime.put_replicated(state, stage.mesh), batch, jax.random.key(0))[0]
+    return jax.device_get(after)
+
+
+def judgement(*losses):
+    """What `heads.judge` would say."""
+    counts = {"clusters": np.full(3, K), "overlap": np.zeros(3), "coverage": np.ones(3)}
+    return lambda embeddings, log_probs: {"loss": np.float32(losses), **counts}
+
+
+def test_s6_the_lowest_loss_so_far_selects_its_head_and_no_label_is_there(stage, begun):
+    h = spice.heads_of(stage.config, stage.info)
+    assert stage.split.labels is None and stage.info.num_classes == 10
+
+    def refreshed(state, *losses):
+        on_devices = runtime.put_replicated(state, stage.mesh)
+        rows = over_all(stage, on_devices, stage.look, "test")["features"]
+        found = heads.refresh(h, judgement(*losses), state, None, rows, None)
+        after = state._replace(extra=found.extra)
+        said = over_all(stage, runtime.put_replicated(after, stage.mesh), stage.predict, "test")
+        np.testing.assert_array_equal(found.cluster, said["cluster"].array())
+        np.testing.assert_allclose(1 - found.distance, said["score"].array(), atol=1e-6)
+        return after, said
+
+    state, said = refreshed(begun[0], 2.0, 1.5, 1.75)
+    assert (state.extra["selected"]["index"], state.extra["selected"]["loss"]) == (1, 1.5)
+    assert not changed(jax.tree.map(lambda leaf: leaf[1], state.params["heads"]), state.extra["selected"]["head"])
+    np.testing.assert_array_equal(said["cluster"].array(), said["heads"].array()[:, 1])
+    state = state._replace(params=jax.tree.map(lambda leaf: leaf[::-1] * 1.5, state.params))
+    later, said = refreshed(state, 1.6, 1.7, 1.8)  # none is better than what an earlier state of head 1 was
+    assert not changed(state, later)
+    assert (said["cluster"].array() != said["heads"].array()[:, 1]).any()
+    state, _ = refreshed(later, 1.6, 1.7, 1.25)
+    assert state.extra["selected"]["index"] == 2
+
+
+def test_a_head_is_judged_by_the_double_softmax_of_its_own_labels(begun):
+    rng = np.random.default_rng(0)
+    embeddings, logits = rng.standard_normal((60, 5)).astype(np.float32), rng.standard_normal((60, 2, 3))
+    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float32)
+    rule = spice.Rule(10, 20)
+    found = heads.judge(rule, embeddings, log_probs)
+    for head in range(2):
+        labels = spice.prototypes.pseudo_labels(embeddings, log_probs[:, head], rule)
+        p = np.exp(log_probs[:, head])[labels.index]
+        expected = np.mean(np.log(np.exp(p).sum(axis=1)) - p[np.arange(60), labels.label])
+        assert found["loss"][head] == pytest.approx(expected, rel=1e-5)
+    log_probs = np.stack([log_probs[:, 0], np.tile(np.float32([0, -5, -6]), (60, 1))], axis=1)
+    assert heads.judge(rule, embeddings, log_probs)["clusters"].tolist() == [3, 1]
+
+
+def test_heads_differ_and_all_of_them_move(stage, begun):
+    state, batch = begun
+    kernel = state.params["heads"]["hidden1"]["kernel"]
+    assert kernel.shape == (3, DIM, DIM) and (kernel[0] != kernel[1]).any()
+    after = stepped(stage, state, batch)
+    moved = after.params["heads"]["hidden1"]["kernel"] - kernel
+    assert (np.abs(moved).max(axis=(1, 2)) > 1e-3).all()
+    assert leaves(after.opt_state)["[1][0].count"] == 10, "two passes of five minibatches over 200 rows"
+
+
+def test_the_number_of_devices_and_the_size_of_chunks_change_nothing(stage, begun, tmp_path):
+    one = stepped(stage, *begun)
+    config = spice_config(**SMALL, runtime__devices=4, spice__target_sub_batch_size=20)
+    four = prepared(config, tmp_path, clouds(400, labelled=False))
+    other = stepped(four, begun[0], next(loop._batches(four, four.first().targets, 0)))
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("bn", ["frozen", "batch"])
+def test_s8_the_heads_alone_learn_and_nothing_changes_in_an_evaluation(tmp_path, bn):
+    config = spice_config(
+        data__source="digits", freeze_body=False, cluster__k=4, batch_size=32, model__blocks=1, model__width=4,
+        model__dim=8, spice__num_head=2, spice__num_repeat=1, spice__train_sub_batch_size=16, spice__mstep_bn=bn,
+        spice__target_sub_batch_size=20, views__weak__translate=0.1, views__strong__translate=0.2,
+    )  # fmt: skip
+    stage = prepared(config, tmp_path, few_digits(64))
+    first, targets = stage.first()
+    before = jax.device_get(first)
+    begun, targets, _ = refresh(stage, first, targets, 0, last=False)
+    loop.evaluate(stage, begun)
+    begun = jax.device_get(begun)
+    assert {name for name in changed(before, begun) if "selected" not in name} == set()
+    batch = next(loop._batches(stage, targets, 0))
+    after = stepped(stage, begun, batch)
+    assert all("['heads']" in name for name in changed(begun.params, after.params))
+    moved = changed(begun.extra, after.extra)
+    if bn == "frozen":
+        assert not moved
+        return
+    assert moved == {name for name in leaves(after.extra) if name.startswith("['drift']")}
+    looked = [np.asarray(stage.look(s.params, after.extra, batch["views"]["original"])) for s in (after, begun)]
+    still = np.asarray(stage.look(begun.params, begun.extra, batch["views"]["original"]))
+    np.testing.assert_array_equal(looked[1][:, :8], still[:, :8])  # embeddings
+    assert (looked[1][:, 8:16] != still[:, 8:16]).any(axis=1).all()  # scores of the same heads
+    np.testing.assert_array_equal(looked[1][:, 16:], still[:, 16:])  # those of the selected one
+
+
+def test_a_course_of_the_ratio_and_the_best_of_centres_leave_images_out(tmp_path):
+    config = spice_config(
+        **SMALL, steps=2, rounds=0, log_every="1 step", spice__overlap="best", spice__ratio__start=0.5,
+        spice__ratio__iter_up=1, spice__ratio__iter_down=5, spice__ratio__iter_end=5,
+    )  # fmt: skip
+    trained(config, tmp_path, clouds(200))
+    few, many = (record for record in records(tmp_path) if "train/loss" in record)
+    assert few["train/coverage"] <= 0.5 < many["train/coverage"]
+    assert few["train/overlap"] == many["train/overlap"] == 0
+    assert np.isfinite(many["train/loss"]) and many["train/loss/head0"] > 1.4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 100, "cluster__k": 60}, r"batch_size=100.*k=60.*center_ratio=0.5.*must be at least 120"),
+        ({"batch_size": 100, "spice__center_ratio": 0.01}, "must be at least 1000"),
+        ({"batch_size": 1001}, "batch_size=1001.*only 1000"),
+        ({"batch_size": 100}, "train_sub_batch_size=128 is more than the 100"),
+        ({"spice__ratio__iter_up": 3}, "ratio: iter_start, iter_up"),
+    ],
+)
+def test_what_cannot_work_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        spice.make(spice_config(**{"batch_size": 1000, **fields}), DataInfo(1000, (DIM,)))
+
+
+def test_a_body_that_gives_one_feature_for_each_image_is_refused():
+    with pytest.raises(ConfigError, match="freeze_body=True would keep one feature"):
+        spice.make(spice_config(), DataInfo(1000, (8, 8, 1)))
+
+
+def test_a_small_pool_is_warned_of_once(caplog):
+    for _ in range(2):
+        spice.make(spice_config(batch_size=140), DataInfo(1000, (DIM,)))
+    assert caplog.text.count("rests on 7 images") == 1
+
+
+def blobs(size=150):
+    """Unit rows of two far blobs, their clusters with 10 wrong ones, and scores."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], size)
+    rows = np.eye(2, 5)[truth] + 0.05 * rng.standard_normal((2 * size, 5))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    flipped = rng.choice(2 * size, 10, replace=False)
+    clusters = truth.copy()
+    clusters[flipped] = 1 - truth[flipped]
+    score = np.full(2 * size, 0.999)
+    score[truth == 1] -= 0.05 * (np.arange(size) % 3 == 0)
+    return rows, truth, clusters.astype(np.int32), flipped, score
+
+
+def settings(**fields):
+    values = {"num_neighbor": 100, "ratio_confident": 0.9, "score": 0.99, "balance": "min", **fields}
+    return SimpleNamespace(reliable=SimpleNamespace(**values))
+
+
+@pytest.mark.parametrize("backend", ["faiss", "jax"])
+def test_s10_images_that_disagree_with_their_neighbours_are_not_reliable(backend):
+    rows, truth, clusters, flipped, score = blobs()
+    agreement = reliable.agreeing(rows, clusters, 100, backend)
+    nearest = np.argsort(-(rows.astype(np.float64) @ rows.T), axis=1, kind="stable")[:, :100]
+    np.testing.assert_array_equal(agreement, (clusters[nearest] == clusters[:, None]).sum(axis=1))
+    kept = reliable.reliable(agreement, score, settings())
+    assert not kept[flipped].any() and kept.sum() > 220
+    labels = reliable.balanced(clusters, kept, 2, settings(), seed=0)
+    counts = np.bincount(labels[labels >= 0])
+    assert counts[0] == counts[1] == np.bincount(clusters[kept]).min() and (score[labels >= 0] > 0.99).all()
+    np.testing.assert_array_equal(labels[labels >= 0], truth[labels >= 0])
+    assert (labels != reliable.balanced(clusters, kept, 2, settings(), seed=1)).any()
+
+
+def test_an_empty_cluster_is_told_with_all_counts_and_may_be_left_out():
+    _, _, clusters, _, _ = blobs()
+    kept = np.zeros(300, bool)
+    kept[:40] = True
+    clusters[:40] = 0
+    with pytest.raises(DataError, match=r"in 2 of 3 clusters: \[40, 0, 0\].*0\.9 of 100.*over 0\.99.*'cap'"):
+        reliable.balanced(clusters, kept, 3, settings(), 0)
+    labels = reliable.balanced(clusters, kept, 3, settings(balance="cap"), 0)
+    assert np.count_nonzero(labels == 0) == 40 and (labels[~kept] == -1).all()
+    with pytest.raises(DataError, match="in 3 of 3 clusters"):
+        reliable.balanced(clusters, np.zeros(300, bool), 3, settings(balance="cap"), 0)
+
+
+def test_the_oracle_needs_labels_and_is_the_best_head():
+    labels = np.arange(12) % 3
+    config = SimpleNamespace(evaluate=SimpleNamespace(nmi_average="geometric"))
+    predictions = {"cluster": labels, "heads": np.stack([labels // 2, (labels + 1) % 3, labels * 0], axis=1)}
+    found = oracle.measure(predictions, labels, config, None)
+    assert (found["oracle_acc"], found["oracle_head"]) == (1, 1)
+    assert found["head0_acc"] == pytest.approx(2 / 3) and found["head2_acc"] == pytest.approx(1 / 3)
+    assert found["heads_acc"] == pytest.approx(2 / 3) and found["head1_nmi"] == pytest.approx(1)
+    assert oracle.measure(predictions, None, config, None) == {}
+    assert oracle.measure({"cluster": labels}, labels, config, None) == {}
+
+
+CONFIG = """
+from jaxclust import config as c
+
+
+def get_config(variant):
+    config = c.base()
+    config.stages, config.sampler, config.cluster.k = "self,reliable", "partition", 10
+    config.batch_size, config.rounds, config.refresh_every = 500, 5, "1 epoch"
+    config.freeze_body, config.evaluate.suite = True, "clustering,heads"
+    config.spice.num_head = 3
+    with config.unlocked():
+        for name, noise in (("original", 0.0), ("weak", 0.3), ("strong", 0.8)):
+            config.views[name] = {"noise": noise}
+        config.stage.self = {"method": "spice"}
+        config.stage.reliable = {"method": "reliable", "rounds": 0, "init_from": "@self"}
+    config.reliable.num_neighbor, config.reliable.score = 20, 0.9
+    return config
+"""
+
+
+def test_a_file_of_features_becomes_clusters_and_reliable_labels_by_command(tmp_path):
+    source = clouds(500)
+    split, file, config = source.splits["train"], tmp_path / "rows.npz", tmp_path / "spice_features.py"
+    np.savez(file, features=split.images, labels=split.labels)
+    config.write_text(CONFIG)
+    workdir = tmp_path / "run"
+    command = (f"--config={config}", f"--config.data.source=features:{file}", f"--workdir={workdir}")
+    assert run(*command) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["train/acc"] > 0.9 and results["train/oracle_acc"] >= results["train/head1_acc"]
+    saved = np.load(workdir / "assignments" / "reliable" / "0.npz")["cluster"]
+    counts = np.bincount(saved[saved >= 0], minlength=10)
+    assert (counts == counts[0]).all() and counts[0] > 5 and (saved == -1).any()
+    assert clustering.accuracy(saved, split.labels) > 0.97
+    chosen = [record for record in records(workdir) if record["stage"] == "reliable"][0]
+    assert chosen["selected/loss"] == [r for r in records(workdir) if r["stage"] == "self"][-1]["selected/loss"]
+    assert run(*command, "--job=evaluate") == 0
