@@ -91,7 +91,7 @@ if flags["--job"] == "evaluate":
     (run / "probes/probes.json").write_text('{"linear": {"epochs": %s}}' % flags["--config.evaluate.linear.epochs"])
 else:
     times = [0, 50, 52 + (mode == "full"), 90]
-    certain = {"train/certainty_auc": 0.8} if mode == "full" else {}
+    certain = {"train/certainty_auc": 0.8, "features/low_share": 0.25} if mode == "full" else {}
     (run / "metrics.jsonl").write_text("".join(json.dumps({"time": t} | certain) + "\\n" for t in times))
 (run / "results.json").write_text(json.dumps(found))
 """
@@ -109,8 +109,8 @@ def test_modes_are_compared_seed_by_seed_and_no_run_is_repeated(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["", "--seeds=1,3", "--runs=baseline,full,random", "--turns=1", *places])
     uad_ablation.main()
     text = path.read_text()
-    assert "| baseline | 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | - | - | 2.0 ± 0.0 |" in text
-    assert "| full | 70.0 ± 10.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | 3.0 ± 0.0 |" in text
+    assert "| baseline | 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | - | - | - | 2.0 ± 0.0 |" in text
+    assert "| full | 70.0 ± 10.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | 25.0 ± 0.0 | 3.0 ± 0.0 |" in text
     assert "| random | 50.0 ± 0.0 | 50.0 ± 0.0 |" in text and "| random | 62.5 ± 0.0 | 50.0 ± 0.0 |" in text
     assert "| ACC | +20.00 ± 10.00 (+10.00, +30.00) |" in text
     assert "full / baseline: **1.5 (1.5–1.5)**" in text and str(tmp_path) not in text

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from small import few_digits, few_vectors, prepared
 
 from jaxclust import config as config_lib
@@ -32,7 +33,7 @@ def made(**fields):
         "model__width": 4, "runtime__devices": 1, **fields,
     }  # fmt: skip
     with config.unlocked():
-        del config.stage.moco  # it is in the config by now
+        config.stages, config.stage = "moco", ConfigDict()  # it is in the config by now
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config_lib.validate(config)
 

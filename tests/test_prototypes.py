@@ -64,9 +64,9 @@ def test_s1_counts_and_orthogonal_groups():
     truth = np.random.default_rng(0).permutation(np.arange(1003) % 10)
     rows = np.eye(10, dtype=np.float32)[truth]
     found = jax.jit(pseudo_labels, static_argnums=2)(rows, np.log(0.9 * rows + 0.01), Rule(top, members))
-    assert found.index.shape == (1000,) and np.bincount(found.label).tolist() == [100] * 10
+    assert found.image.shape == (1000,) and np.bincount(found.label).tolist() == [100] * 10
     assert found.label.tolist() == np.repeat(np.arange(10), 100).tolist()
-    np.testing.assert_array_equal(truth[found.index], found.label)
+    np.testing.assert_array_equal(truth[found.image], found.label)
     overlap, covered = coverage(found, 1003)
     assert overlap == 0 and covered == pytest.approx(1000 / 1003)
 
@@ -90,19 +90,19 @@ def test_s2_the_labels_are_those_of_a_naive_loop_for_each_head(float64, overlap,
     if assignment == "argmax":
         np.testing.assert_array_equal(moved.label, found.label[0][order])
     else:
-        np.testing.assert_array_equal(order[moved.index], found.index[0])
+        np.testing.assert_array_equal(order[moved.image], found.image[0])
         np.testing.assert_array_equal(moved.kept, found.kept[0])
 
 
 def test_ties_go_to_the_lower_index_and_saturated_probabilities_are_told_apart():
     rows = np.ones((6, 1), np.float32)
     found = pseudo_labels(rows, np.zeros((6, 2), np.float32), Rule(1, 3))
-    assert found.index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.image.tolist() == [0, 1, 2, 0, 1, 2]
     logits = np.array([[20, 0], [30, 0], [25, 0], [0, 20]], np.float32)  # the first three are 1.0 as probabilities
     assert (jax.nn.softmax(logits)[:3, 0] == 1).all() and not jax.nn.log_softmax(logits)[:3, 0].any()
     log_probs = prototypes.log_probabilities(jnp.asarray(logits))
     found = pseudo_labels(np.eye(4, dtype=np.float32), log_probs, Rule(1, 1))
-    assert found.index.tolist() == [1, 3]
+    assert found.image.tolist() == [1, 3]
     gaps = np.array([20.0, 30, 25])
     np.testing.assert_allclose(log_probs[:3], np.stack([-np.exp(-gaps), -gaps], 1), rtol=1e-6)
 
@@ -111,10 +111,10 @@ def test_s3_equal_columns_give_the_same_images_twice_unless_greedy():
     embeddings = drawn(40, 1)[0].astype(np.float32)
     log_probs = np.repeat(np.random.default_rng(6).standard_normal((40, 1)).astype(np.float32), 2, axis=1)
     keep = pseudo_labels(embeddings, log_probs, Rule(5, 12))
-    np.testing.assert_array_equal(keep.index[:12], keep.index[12:])
+    np.testing.assert_array_equal(keep.image[:12], keep.image[12:])
     assert [float(share) for share in coverage(keep, 40)] == pytest.approx([0.5, 12 / 40])
     greedy = pseudo_labels(embeddings, log_probs, Rule(5, 12, "greedy"))
-    assert len(set(greedy.index.tolist())) == 24
+    assert len(set(greedy.image.tolist())) == 24
     best = pseudo_labels(embeddings, log_probs, Rule(5, 12, "best"))
     assert best.kept.tolist() == [True] * 12 + [False] * 12
 
@@ -125,7 +125,7 @@ def test_fewer_than_the_rule_says_are_the_first_of_each_cluster(float64, overlap
     used = jax.jit(lambda *used: pseudo_labels(jnp.asarray(embeddings), log_probs, Rule(4, 10, overlap), used))
     found = used(2, 6)
     expected = slow_labels(embeddings, log_probs, 2, 6, overlap)
-    assert found.index[found.kept].tolist() == expected[0]
+    assert found.image[found.kept].tolist() == expected[0]
     assert found.label[found.kept].tolist() == expected[1]
 
 

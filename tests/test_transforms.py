@@ -8,6 +8,7 @@ import scipy.stats
 from PIL import Image, ImageEnhance, ImageFilter
 
 from jaxclust.data import vectors
+from jaxclust.data.projection import rounded
 from jaxclust.data.transforms import BLOCKS, COLUMNS, augment, crop
 from jaxclust.data.view import View, philox_key, uniforms
 from jaxclust.runtime import tensorflow
@@ -70,6 +71,14 @@ def test_rows_and_keys_differ_and_are_uniform():
     np.testing.assert_allclose(a.mean(0), 0.5, atol=0.04)
     np.testing.assert_allclose(a.std(0), 12**-0.5, atol=0.02)
     assert abs(np.corrcoef(a.T) - np.eye(len(COLUMNS))).max() < 0.1
+
+
+def test_what_is_computed_of_a_number_does_not_depend_on_its_place():
+    tf = tensorflow()
+    x = tf.constant(np.linspace(-0.9, 0.9, 60, dtype=np.float32))
+    for function in (tf.exp, tf.cos, tf.sin):
+        alone = [rounded(function, x[i : i + 1]).numpy()[0] for i in range(60)]
+        np.testing.assert_array_equal(rounded(function, x).numpy(), np.array(alone))
 
 
 # --- crops

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jaxclust.runtime import tensorflow
@@ -36,3 +36,12 @@ def _project(images: Tensor, matrix: Sequence[Tensor | float], size: int, interp
         fill_mode=fill_mode,
     )
     return tf.ensure_shape(projected, (None, size, size, images.shape[3]))
+
+
+def rounded(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of float32 numbers, by float64.
+
+    In float32 vector and scalar code may differ in the last bit, so that an image's place in its batch would show.
+    """
+    tf = tensorflow()
+    return tf.cast(function(tf.cast(x, tf.float64)), tf.float32)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxclust.data.projection import project_nearest
+from jaxclust.data.projection import project_nearest, rounded
 from jaxclust.runtime import tensorflow
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def operations(shift: float) -> tuple[Operation, ...]:
 def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Counterclockwise about the centre."""
     tf = tensorflow()
-    cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
+    cos, sin = (rounded(f, degrees * (math.pi / 180)) for f in (tf.cos, tf.sin))
     centre = (images.shape[1] - 1) / 2
     matrix = [cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin)]
     return project_nearest(images, matrix, images.shape[1])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxclust.data import randaugment
-from jaxclust.data.projection import project, project_nearest
+from jaxclust.data.projection import project, project_nearest, rounded
 from jaxclust.data.split import reduced_side
 from jaxclust.data.view import View
 from jaxclust.runtime import tensorflow
@@ -86,7 +86,7 @@ def _random_box(u: Tensor, view: View, height: Tensor, width: Tensor) -> tuple[T
     tf = tensorflow()
     area = _column(u, "area", view.crop_area, view.crop_area_max) * height * width
     limit = -math.log(view.crop_aspect)
-    aspect = tf.exp(_column(u, "aspect", -limit, limit))
+    aspect = rounded(tf.exp, _column(u, "aspect", -limit, limit))
     box_h = tf.minimum(tf.sqrt(area / aspect), height)
     box_w = tf.minimum(tf.sqrt(area * aspect), width)
     return _column(u, "top") * (height - box_h), _column(u, "left") * (width - box_w), box_h, box_w
@@ -148,11 +148,11 @@ def _affine(pixels: Tensor, u: Tensor, view: View) -> Tensor:
     tf = tensorflow()
     size = pixels.shape[1]
     angle = _column(u, "rotate", -1, 1) * math.radians(view.rotate)
-    slope = tf.tan(_column(u, "shear", -1, 1) * math.radians(view.shear))
-    zoom = tf.exp(_column(u, "scale", -1, 1) * math.log1p(view.scale))
+    slope = rounded(tf.tan, _column(u, "shear", -1, 1) * math.radians(view.shear))
+    zoom = rounded(tf.exp, _column(u, "scale", -1, 1) * math.log1p(view.scale))
     down, right = (_column(u, name, -1, 1) * view.translate * size for name in ("down", "right"))
     # Output to input: A = rotation(angle) shear(slope) / zoom about the centre, after the shift back.
-    cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
+    cos, sin = rounded(tf.cos, angle) / zoom, rounded(tf.sin, angle) / zoom
     a, b, c, d = cos, cos * slope - sin, sin, sin * slope + cos
     centre = (size - 1) / 2
     x, y = centre + right, centre + down
@@ -221,7 +221,7 @@ def _blur(pixels: Tensor, u: Tensor, view: View) -> Tensor:
     radius = min(math.ceil(3 * MAX_SIGMA), size - 1)
     sigma = tf.where(_column(u, "blur") < view.blur, _column(u, "sigma", 0.1, MAX_SIGMA), 0.0)
     offsets = np.arange(-radius, radius + 1)
-    weights = tf.exp(-0.5 * tf.square(offsets.astype(np.float32) / tf.maximum(sigma, 1e-3)[:, None]))
+    weights = rounded(tf.exp, -0.5 * tf.square(offsets.astype(np.float32) / tf.maximum(sigma, 1e-3)[:, None]))
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
     # [taps, S, S]: which input a tap of an output reads, reflected at the edges.
     inputs = np.pad(np.arange(size), radius, mode="symmetric")

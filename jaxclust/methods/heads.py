@@ -116,7 +116,7 @@ def judge(rule: Rule, embeddings: jax.Array, log_probs: jax.Array) -> dict[str, 
         used = jnp.zeros(logs.shape[1], bool).at[jnp.argmax(logs, axis=1)].set(True)
         overlap, covered = coverage(found, len(logs))
         return {
-            "loss": double_softmax(logs[found.index], found.label, weight),  # log-probabilities are logits too
+            "loss": double_softmax(logs[found.image], found.label, weight),  # log-probabilities are logits too
             "clusters": jnp.sum(used),
             "overlap": overlap,
             "coverage": covered,

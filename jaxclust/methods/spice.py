@@ -64,7 +64,8 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     s, k = config.spice, config.cluster.k
     _check(config, info)
     course, adam = _course(config), optax.chain(optax.add_decayed_weights(s.weight_decay), optax.adam(s.lr))
-    rule = Rule(*course.max(axis=0).tolist(), s.overlap, s.assignment)
+    top, members = course.max(axis=0).tolist()
+    rule = Rule(top, members, s.overlap, s.assignment)
     h = heads_of(config, info)
     net = Net(h, s, rule, course, max(1, info.size // config.batch_size), adam)
     top, members = prototypes.sizes(info.size, k, s.center_ratio, [1.0])[0].tolist()
@@ -180,7 +181,7 @@ def loss(net: Net, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -
     """The mean loss of the heads over all rows that the E step labels; `update` descends it for the heads alone."""
     found = e_step(net, params, extra, batch)
     strong = all_rows(heads.feature(net.heads, params, extra, extra["drift"], batch["views"]["strong"]))
-    return jnp.mean(head_losses(net, params["heads"], strong[found.index], found.label, found.kept)), Aux(extra)
+    return jnp.mean(head_losses(net, params["heads"], strong[found.image], found.label, found.kept)), Aux(extra)
 
 
 def update(net: Net, state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, Aux]:
@@ -195,8 +196,8 @@ def update(net: Net, state: TrainState, batch: Batch, rng: jax.Array) -> tuple[T
 
     def step(carry: Carry, chosen: tuple[jax.Array, jax.Array]) -> tuple[Carry, jax.Array]:
         places, key = chosen
-        index, label, kept = (part[:, places] for part in found)
-        rows, drift = _trained(net, params, extra, carry.drift, pool[index], key) if trained else (pool[index], {})
+        image, label, kept = (part[:, places] for part in found)
+        rows, drift = _trained(net, params, extra, carry.drift, pool[image], key) if trained else (pool[image], {})
 
         def objective(params: Params) -> tuple[jax.Array, jax.Array]:
             losses = head_losses(net, params, rows, label, kept)
@@ -207,7 +208,7 @@ def update(net: Net, state: TrainState, batch: Batch, rng: jax.Array) -> tuple[T
         return Carry(optax.apply_updates(carry.heads, changes), moments, drift), losses
 
     start = Carry(params["heads"], state.opt_state, extra["drift"])
-    end, losses = jax.lax.scan(step, start, minibatches(net, found.index.shape[1], rng))
+    end, losses = jax.lax.scan(step, start, minibatches(net, found.image.shape[1], rng))
     overlap, covered = jax.vmap(lambda one: prototypes.coverage(one, len(pool)))(found)
     metrics = {"loss": jnp.mean(losses), "overlap": jnp.mean(overlap), "coverage": jnp.mean(covered)}
     metrics |= {f"loss/head{h}": jnp.mean(losses[:, h]) for h in range(net.heads.number)}

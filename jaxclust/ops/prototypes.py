@@ -29,12 +29,12 @@ class Rule(NamedTuple):
 
 
 class PseudoLabels(NamedTuple):
-    """Rows of images and their labels: `index` and `label` int32 [n], grouped by label unless the rule is "argmax".
+    """Which images get which labels: `image` and `label` int32 [n], grouped by label unless the rule is "argmax".
 
     n = K members, or B by "argmax". Rows that are not `kept`, bool [n], do not count.
     """
 
-    index: jax.Array
+    image: jax.Array
     label: jax.Array
     kept: jax.Array
 
@@ -100,7 +100,7 @@ def _products(centres: jax.Array, embeddings: jax.Array) -> jax.Array:
 
 def coverage(found: PseudoLabels, size: int) -> tuple[jax.Array, jax.Array]:
     """Share of the kept rows that are repetitions of an image, and share of the `size` images that have a row."""
-    met = jnp.zeros(size, bool).at[found.index].max(found.kept)
+    met = jnp.zeros(size, bool).at[found.image].max(found.kept)
     distinct = jnp.sum(met)
     return 1 - distinct / jnp.maximum(jnp.sum(found.kept), 1), distinct / size
 

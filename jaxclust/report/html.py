@@ -81,7 +81,7 @@ def write(workdir: Path) -> Path:
         galleries=gallery.read(workdir),
         pictures={picture.name: picture for picture in pictures},
         clusters=clusters,
-        clustered=bool(clusters) or run.results is None or "clusters" in run.results,  # a method may predict none
+        clustered=bool(clusters) or not _finished(run),  # a method may predict none
         sheets=sheets,
         settings=_settings(run),
         skipped=run.skipped,
@@ -292,10 +292,15 @@ def _subtitle(run: Run) -> str:
 
 
 def _status(run: Run) -> str:
-    if run.results is not None:
+    if _finished(run):
         return "finished"
     done = f" after round {len(run.metrics.rows)}" if run.metrics.rows else ""
-    return f"not finished{done}: there is no results.json yet, figures are of the newest round"
+    return f"not finished{done}: results.json is not there or not complete, figures are of the newest round"
+
+
+def _finished(run: Run) -> bool:
+    """Whether the results are those of the whole run; before its end there may be some of its first stages."""
+    return "seconds" in (run.results or {})
 
 
 def _facts(run: Run, clusters: list[Cluster]) -> list[tuple[str, str]]:

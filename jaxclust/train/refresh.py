@@ -32,11 +32,11 @@ def refresh(
         if stage.predict is not None and refreshed.cluster is not None:
             predicted = run(stage, new, stage.predict, "assignment")
             refreshed = refreshed._replace(cluster=predicted["cluster"].whole())
-        return new, targets, values | _record(stage, targets, refreshed, rows, step)
+        return new, targets, values | _record(stage, state, targets, refreshed, rows, step)
     params = runtime.put_replicated(refreshed.params, stage.mesh)
     opt_state = optim.renew(stage.optimizer, state.opt_state, params, stage.method.fresh)
     new = new._replace(params=params, opt_state=runtime.put_replicated(opt_state, stage.mesh))
-    values |= _record(stage, targets, refreshed, rows, step)
+    values |= _record(stage, state, targets, refreshed, rows, step)
     at = np.asarray(step, np.int32)
     forgotten = np.zeros_like(targets.memory)
     return new, Targets(refreshed.target, refreshed.weight, refreshed.ids, at, forgotten), values
@@ -58,7 +58,9 @@ def run(stage: Stage, state: TrainState, program: Program, title: str) -> dict[s
     return extract(program, state.params, state.extra, stage.split, stage.config, stage.mesh, folder, title)
 
 
-def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, step: int) -> dict[str, float]:
+def _record(
+    stage: Stage, state: TrainState, targets: Targets, refreshed: Refreshed, rows: Rows, step: int
+) -> dict[str, float]:
     """Writes the assignment to the cluster log and measures it; labels meet it only here."""
     if refreshed.cluster is None:
         return {}
@@ -71,7 +73,11 @@ def _record(stage: Stage, targets: Targets, refreshed: Refreshed, rows: Rows, st
         values["clusters/nmi_prev"] = clustering.nmi(before, refreshed.cluster, average)
         values["clusters/changed"] = clustering.changed(before, refreshed.cluster)
     found = {"cluster": refreshed.cluster, **refreshed.record}
-    scores = suite.evaluate(found, stage.split.labels, stage.config, lambda: rows)
+
+    def features() -> Rows:
+        return rows if stage.look is stage.embed else run(stage, state, stage.embed, "features")["features"]
+
+    scores = suite.evaluate(found, stage.split.labels, stage.config, features)
     return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}
 
 
