@@ -1,1 +1,1 @@
-"""What jaxclust is measured against; `make bench` runs every script and writes RESULTS.md."""
+"""What jaxclust is measured against; `make bench` runs every script but `uad_ablation`, which takes hours."""

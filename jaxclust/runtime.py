@@ -46,6 +46,7 @@ def cores() -> int:
 
 
 @functools.cache
+@functools.cache
 def tensorflow() -> ModuleType:
     """TensorFlow, for tf.data and file formats only: it never sees an accelerator."""
     with _silent_stderr():  # its start-up lines about missing GPUs obey no log level
@@ -53,6 +54,8 @@ def tensorflow() -> ModuleType:
 
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
+        # Rewritten graphs of one and of two copies of an image would differ in last bits.
+        tf.config.optimizer.set_experimental_options({"constant_folding": False, "arithmetic_optimization": False})
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return tf
 
