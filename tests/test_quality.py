@@ -17,9 +17,11 @@ def digits(workdir, *arguments):
 
 @pytest.mark.medium
 def test_deepcluster_beats_raw_pixels_on_digits_within_eight_rounds(tmp_path):
-    results = digits(tmp_path / "run", "--config.rounds=8")
-    assert results["train/acc"] >= 0.85 and results["train/nmi"] >= 0.80
-    assert results["clusters"] == 10
+    """The median of three seeds: so early one of seven was caught where two digits share a cluster (ACC 0.81)."""
+    runs = [digits(tmp_path / str(seed), "--config.rounds=8", f"--config.seed={seed}") for seed in range(3)]
+    acc, nmi = (np.median([results[f"train/{name}"] for results in runs]) for name in ("acc", "nmi"))
+    assert acc >= 0.85 and nmi >= 0.80
+    assert [results["clusters"] for results in runs] == [10, 10, 10]
 
 
 @pytest.mark.slow

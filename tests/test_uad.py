@@ -230,6 +230,12 @@ def test_17_forms_that_need_centroids_are_refused_for_pic():
     uad.make(uad_config("full", uad__uncertainty="graph", cluster__method="pic"), DataInfo(300, (8, 8, 1)))
 
 
+def test_low_maps_that_leave_the_feature_no_dimension_are_refused():
+    config = uad_config("fusion", uad__fusion_pca="per_block", uad__low_dim=16, cluster__pca_dim=16)
+    with pytest.raises(ConfigError, match=r"low_dim=16 leaves the feature nothing of config.cluster.pca_dim=16; .* 4$"):
+        uad.make(config, DataInfo(300, (8, 8, 1)))
+
+
 def test_a_layer_that_does_not_exist_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"conv9.*conv1, conv2, conv3"):
         uad.make(uad_config("full", uad__low_layers="conv1,conv9", model__blocks=3), DataInfo(300, (8, 8, 1)))

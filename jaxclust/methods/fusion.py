@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxclust import hosts, models
 from jaxclust.cluster import Points, reduce
 from jaxclust.cluster.reduce import Matrix, Whitening
+from jaxclust.errors import ConfigError
 from jaxclust.methods import classifier
 from jaxclust.methods.base import DataInfo
 from jaxclust.methods.classifier import Classifier, Extra, Params
@@ -54,8 +55,13 @@ class Columns:
 
 
 def space(config: ConfigDict, c: Classifier, info: DataInfo) -> Space:
-    """The fused space of `config.uad`; ConfigError if the network has no such layer."""
-    u = config.uad
+    """The fused space of `config.uad`; ConfigError if the network has no such layer, or no dimension is left."""
+    u, total = config.uad, config.cluster.pca_dim
+    if u.fusion_pca == "per_block" and 0 < total <= u.low_dim:
+        raise ConfigError(
+            f"config.uad.low_dim={u.low_dim} leaves the feature nothing of config.cluster.pca_dim={total}; choose "
+            f"fewer, such as {max(1, total // 4)}"
+        )
     layers = models.low_layers(config, info.image_shape)
     return Space(
         look=partial(look, u, layers, c),
