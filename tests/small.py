@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source, open_source
@@ -24,9 +25,13 @@ def small_config(**overrides: Any) -> ConfigDict:
     config.runtime.devices = 1
     config.batch_size = 128
     config.refresh_every = "1 epoch"
+    return with_settings(config, **overrides)
+
+
+def with_settings(config: ConfigDict, **overrides: Any) -> ConfigDict:
+    """The config itself, checked, where `a__b=value` has set config.a.b."""
     with config.unlocked():
-        for name, value in overrides.items():
-            config.update_from_flattened_dict({name.replace("__", "."): value})
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
     return config_lib.validate(config)
 
 
@@ -40,6 +45,16 @@ def few_digits(size: int = 300) -> Source:
     whole = open_source(config_lib.base()).splits["train"]
     split = from_array(whole.images[:size], whole.image_shape, whole.name_of)
     return Source("digits", {"train": replace(split, labels=whole.labels[:size])}, tuple("0123456789"), [])
+
+
+def digit_files(folder: Path, size: int, classes: int = 10) -> Path:
+    """The first digits as PNG files with a hostile name, in class folders "digit 0", …, in a folder that is made."""
+    split = few_digits(size).splits["train"]
+    for i in range(size):
+        path = folder / f"digit {split.labels[i] % classes}" / f"{i:03}, scan.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(split.images[i, ..., 0]).save(path)
+    return folder
 
 
 def few_vectors(size: int = 300, dim: int = 6) -> Source:

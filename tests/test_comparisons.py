@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import with_settings
 
 from jaxclust import config as config_lib
 from jaxclust.errors import ConfigError, DataError
@@ -31,9 +32,7 @@ def images(train, test=None):
 
 
 def config(**overrides):
-    made = config_lib.base()
-    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
-    return config_lib.validate(made)
+    return with_settings(config_lib.base(), **overrides)
 
 
 def unit(rows):

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import few_digits, few_vectors, prepared
+from small import few_digits, few_vectors, prepared, with_settings
 
-from jaxclust import config as config_lib
 from jaxclust import runtime
 from jaxclust.errors import ConfigError
 from jaxclust.methods import deepcluster, deepcluster_v2
@@ -27,9 +26,7 @@ def made(**fields):
         "batch_size": BATCH, "eval_batch_size": 64, "refresh_every": "1 epoch", "cluster__k": 4, "cluster__runs": 1,
         "views__small__number": 2, "runtime__devices": 1, **fields,
     }  # fmt: skip
-    with config.unlocked():
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return config_lib.validate(config)
+    return with_settings(config, **fields)
 
 
 def ready(workdir, **fields):

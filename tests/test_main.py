@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from small import few_digits, run, smoke
+from small import digit_files, few_digits, run, smoke
 
 from jaxclust import main
 from jaxclust.config import from_file
@@ -20,12 +20,8 @@ from jaxclust.errors import ConfigError
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Digits as PNG files in class folders, with some that are not what they seem."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    split = few_digits(120).splits["train"]
-    for i in range(split.size):
-        path = folder / f"digit {split.labels[i]}" / f"{i:03}, scan.PNG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(split.images[i, ..., 0]).save(path)
+    folder = digit_files(tmp_path_factory.mktemp("data") / "photos", 120)
+    path = next(folder.glob("*/119, scan.PNG"))
     os.rename(bytes(path), bytes(path.parent) + b"/119 \xff\xfe no UTF-8.png")
     (folder / "digit 0" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     (folder / "digit 0" / "words.png").write_text("no image")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import few_digits, few_vectors, prepared
+from small import few_digits, few_vectors, prepared, with_settings
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
@@ -32,10 +32,8 @@ def made(**fields):
         "batch_size": BATCH, "eval_batch_size": 32, "moco__queue": QUEUE, "moco__dim": DIM, "model__blocks": 2,
         "model__width": 4, "runtime__devices": 1, **fields,
     }  # fmt: skip
-    with config.unlocked():
-        config.stages, config.stage = "moco", ConfigDict()  # it is in the config by now
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return config_lib.validate(config)
+    config.stages, config.stage = "moco", ConfigDict()  # it is in the config by now
+    return with_settings(config, **fields)
 
 
 def ready(workdir, **fields):

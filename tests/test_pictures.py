@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from small import few_digits, few_vectors, prepared, run, small_config
+from small import digit_files, few_digits, few_vectors, prepared, run, small_config
 from test_report import Page
 
 from jaxclust import models
@@ -225,13 +225,7 @@ def test_umap_without_its_package_is_refused(monkeypatch):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Digits as files in class folders."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    split = few_digits(40).splits["train"]
-    for i in range(split.size):
-        path = folder / f"digit {split.labels[i] % 3}" / f"{i:03}, scan.PNG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(split.images[i, ..., 0]).save(path)
-    return folder
+    return digit_files(tmp_path_factory.mktemp("data") / "photos", 40, 3)
 
 
 @pytest.fixture(scope="module")

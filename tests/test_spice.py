@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import few_digits, prepared, run, small_config, trained
+from small import few_digits, prepared, run, small_config, trained, with_settings
 
-from jaxclust import config as config_lib
 from jaxclust import runtime
 from jaxclust.data.source import Source
 from jaxclust.data.split import from_array
@@ -38,8 +37,7 @@ def spice_config(**fields):
     with config.unlocked():
         for view in spice.VIEWS:
             config.views[view] = ConfigDict({"noise": 0.0})
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return config_lib.validate(config)
+    return with_settings(config, **fields)
 
 
 def clouds(size, seed=0, scale=1.0, labelled=True):

@@ -7,6 +7,7 @@ import optax
 
 from jaxclust.methods.base import Aux, Method, Refreshed, merge
 from jaxclust.ops.distances import normalize
+from jaxclust.ops.gather import all_rows
 from jaxclust.ops.images import standardize
 from jaxclust.ops.losses import weighted_cross_entropy
 from jaxclust.runtime import AXIS
@@ -143,13 +144,6 @@ def two_views(config, info):
         return value, Aux({"key": moved, "queue": queue})
 
     return Method(init, loss, embed, views=("query", "key"))
-
-
-def all_rows(x):
-    """The rows of all devices, the same on each: placed by device index, then summed."""
-    index, count = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
-    placed = jnp.zeros((count, *x.shape), x.dtype).at[index].set(x)
-    return jax.lax.psum(placed, AXIS).reshape(-1, *x.shape[1:])
 
 
 TOYS = {f.__name__: f for f in (plain, supervised, refreshed, own_update, two_optimizers, row_outputs, two_views)}

@@ -72,6 +72,12 @@ def conv_norm(
     return normed
 
 
+def mean_feature(x: jax.Array, dim: int, dropout: float, train: bool, **kinds: Any) -> jax.Array:
+    """The mean of a map [B, H, W, C] over its pixels, after dropout; with `dim` the dense layer `feature` of it."""
+    x = nn.Dropout(dropout, deterministic=not train)(x.mean(axis=(1, 2)))
+    return nn.Dense(dim, kernel_init=dense_init, name="feature", **kinds)(x) if dim else x
+
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Max pooling of [B, H, W, C]; a map smaller than the window stays as it is, cells past the last window drop.
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import conv_init, conv_norm, dense_init, max_pool, seen, uniform_init
+from jaxclust.models.layers import conv_init, conv_norm, max_pool, mean_feature, seen, uniform_init
 
 Layer = Callable[..., jax.Array]
 """conv_norm with all but the input, the sizes and the name."""
@@ -95,9 +95,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage and i == 0 else 1
                 x = self.block(layer, x, self.width * 2**stage, stride, f"conv{stage + 2}_{i + 1}")
             self.sow("maps", f"conv{stage + 2}", x)
-        x = x.mean(axis=(1, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.dim, kernel_init=dense_init, name="feature", **kinds)(x) if self.dim else x
+        return mean_feature(x, self.dim, self.dropout, train, **kinds)
 
 
 def make(config: ConfigDict) -> ResNet:

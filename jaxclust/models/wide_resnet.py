@@ -14,7 +14,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import batch_norm, conv, dense_init, seen
+from jaxclust.models.layers import batch_norm, conv, mean_feature, seen
 
 
 class Groups(NamedTuple):
@@ -76,9 +76,7 @@ class WideResNet(nn.Module):
                 x = block(x, y, self.width * self.groups.widen * 2**group, 1 if i else stride, name)
         x = activated(x, "last")
         self.sow("maps", f"conv{len(self.groups.blocks) + 1}", x)
-        x = x.mean(axis=(1, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.dim, kernel_init=dense_init, name="feature", **kinds)(x) if self.dim else x
+        return mean_feature(x, self.dim, self.dropout, train, **kinds)
 
 
 def make(config: ConfigDict) -> WideResNet:

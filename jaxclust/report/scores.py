@@ -33,11 +33,11 @@ class Table(NamedTuple):
 
 
 def agreement(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Agreement with the labels by split and name."""
+    """Agreement with the labels by split and name; of an earlier stage by "<stage>/<split>"."""
     table: dict[str, dict[str, float]] = {}
     for key, value in results.items():
-        split, _, name = key.partition("/")
-        if name in AGREEMENT and split not in _evaluations():
+        split, _, name = key.rpartition("/")
+        if name in AGREEMENT and split.partition("/")[0] not in _evaluations():
             table.setdefault(split, {})[name] = value
     return table
 
