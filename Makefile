@@ -45,6 +45,7 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[cpu,bench]'
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.kmeans
+	$(BIN)/python -m benchmarks.spice_mstep
 	$(BIN)/python -m benchmarks.clustering_scale
 ifdef DATA
 	$(BIN)/python -m benchmarks.round --data=$(DATA)

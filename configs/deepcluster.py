@@ -153,7 +153,8 @@ def published(config: ConfigDict) -> None:
 
 
 def natural(config: ConfigDict) -> None:
-    """Colours as ImageNet has them on average, and mirror images in place of turned and sheared ones."""
+    """Colours, of grey photos too, as ImageNet has them on average, and mirror images in place of turned ones."""
+    config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     view = config.views.train

@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def folder(config: ConfigDict) -> None:
     """Photos in class folders, seen at 64 x 64."""
     config.data.source = "folder:photos"
-    config.data.image_size = 64
+    config.data.image_size, config.data.channels = 64, 3
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     view = config.views.train

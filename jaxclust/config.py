@@ -14,8 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclust.errors import ConfigError
-from jaxclust.fields import FIELDS, Each, Field
+from jaxclust.fields import FIELDS
 from jaxclust.files import replacing
+from jaxclust.kinds import Each, Field
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

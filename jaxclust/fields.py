@@ -1,152 +1,62 @@
 """Every setting with its default, type and range."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxclust.errors import ConfigError
-
-
-class Field(NamedTuple):
-    """One setting: its default, whether a value is allowed, and both in words."""
-
-    default: Any
-    check: Callable[[Any], bool]
-    allowed: str
-    doc: str
-
-
-class Each(NamedTuple):
-    """Sections with free names that all have the same fields, and the names that exist at first."""
-
-    fields: Mapping[str, Any]
-    names: tuple[str, ...]
-
-
-class Duration(NamedTuple):
-    """A length of training: an amount of `step`, `epoch` or `round`."""
-
-    amount: float
-    unit: str
-
-
-UNITS = ("step", "epoch", "round")
-
-
-def parse_duration(text: str) -> Duration:
-    """Reads "500 steps", "1 epoch", "0.5 rounds" or "never"; ConfigError on anything else."""
-    if text == "never":
-        return Duration(math.inf, "step")
-    amount, _, unit = text.strip().partition(" ")
-    try:
-        duration = Duration(float(amount), unit.strip().removesuffix("s"))
-    except ValueError:
-        duration = Duration(math.nan, "")
-    if duration.unit not in UNITS or not 0 < duration.amount < math.inf:
-        raise ConfigError(f"{text!r} is not a duration; write '500 steps', '1 epoch', '2 rounds' or 'never', say")
-    return duration
-
-
-def _is_duration(text: str) -> bool:
-    try:
-        parse_duration(text)
-    except ConfigError:
-        return False
-    return True
-
-
-def _number(default: float, low: float, high: float, doc: str) -> Field:
-    words = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
-    return Field(default, lambda v: low <= v <= high, words, doc)
-
-
-def _positive(default: float, doc: str) -> Field:
-    return Field(default, lambda v: 0 < v < math.inf, "more than 0", doc)
-
-
-def _choice(default: str, others: tuple[str, ...], doc: str) -> Field:
-    names = (default, *others)
-    return Field(default, lambda v: v in names, f"one of {', '.join(names)}", doc)
-
-
-def _duration(default: str, doc: str) -> Field:
-    return Field(default, _is_duration, "a duration such as '500 steps', '1 epoch', '2 rounds' or 'never'", doc)
-
-
-def _text(default: str, doc: str) -> Field:
-    return Field(default, lambda v: True, "text", doc)
-
-
-def _name(default: str, doc: str) -> Field:
-    return Field(default, lambda v: bool(v.strip()), "a name", doc)
-
-
-def _flag(default: bool, doc: str) -> Field:
-    return Field(default, lambda v: True, "True or False", doc)
-
-
-def _list(default: tuple[float, ...], low: float, high: float, doc: str) -> Field:
-    kind = type(default[0])
-
-    def check(values: tuple[float, ...]) -> bool:
-        fit = (isinstance(v, int | kind) and not isinstance(v, bool) and low <= v <= high for v in values)
-        return bool(values) and all(fit)
-
-    words = "whole numbers" if kind is int else "numbers"
-    return Field(default, check, f"{words} from {low:g} to {high:g}, of one such as ({default[0]!r},)", doc)
-
-
-def _numbers(default: tuple[float, ...], low: float, high: float, doc: str) -> Field:
-    def check(values: tuple[float, ...]) -> bool:
-        return len(values) in (1, 3, len(default)) and all(
-            isinstance(v, int | float) and low <= v <= high for v in values
-        )
-
-    return Field(default, check, f"one number or three, each from {low:g} to {high:g}", doc)
-
+from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
 _VIEW = {
-    "number": _number(1, 1, 64, "how many of these are made of each image"),
-    "size": _number(0, 0, 4096, "side in pixels; 0: data.image_size"),
-    "crop_area": _number(0.0, 0.0, 1.0, "smallest share of the area a random crop keeps; 0: the centre crop"),
-    "crop_area_max": _number(1.0, 0.0, 1.0, "largest share of the area a random crop keeps"),
-    "crop_aspect": _number(0.75, 0.1, 1.0, "narrowest aspect of a random crop (its inverse is the widest)"),
-    "crop_shift": _number(0.0, 0.0, 1.0, "without crop_area: how far a crop may lie from the centre; 1: anywhere"),
-    "flip": _number(0.0, 0.0, 1.0, "probability of a horizontal flip"),
-    "rotate": _number(0.0, 0.0, 180.0, "largest rotation in degrees"),
-    "scale": _number(0.0, 0.0, 0.9, "largest relative change of size"),
-    "shear": _number(0.0, 0.0, 60.0, "largest shear in degrees"),
-    "translate": _number(0.0, 0.0, 1.0, "largest shift as a share of the side"),
-    "jitter": _number(1.0, 0.0, 1.0, "probability that brightness, contrast, saturation and hue change"),
-    "brightness": _number(0.0, 0.0, 1.0, "largest relative change of brightness"),
-    "contrast": _number(0.0, 0.0, 1.0, "largest relative change of contrast"),
-    "saturation": _number(0.0, 0.0, 1.0, "largest relative change of saturation"),
-    "hue": _number(0.0, 0.0, 0.5, "largest turn of the hue circle"),
-    "grey": _number(0.0, 0.0, 1.0, "probability of losing all colour"),
-    "blur": _number(0.0, 0.0, 1.0, "probability of a Gaussian blur"),
-    "randaugment": _number(0, 0, 5, "operations of RandAugment on each image"),
-    "randaugment_set": _choice("scan", ("fixmatch",), "whose RandAugment: shears and shifts up to 0.1, or to 0.3"),
-    "pad": _number(0, 0, 4096, "zero pixels put around the image, of which its size is cropped anywhere"),
-    "erase": _number(0.0, 0.0, 1.0, "largest side of an erased square as a share of the side"),
-    "erase_fill": _numbers((), 0.0, 1.0, "colour of an erased square; (): the image's own mean"),
-    "noise": _number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors"),
+    "number": number(1, 1, 64, "how many of these are made of each image"),
+    "size": number(0, 0, 4096, "side in pixels; 0: data.image_size"),
+    "crop_area": number(0.0, 0.0, 1.0, "smallest share of the area a random crop keeps; 0: the centre crop"),
+    "crop_area_max": number(1.0, 0.0, 1.0, "largest share of the area a random crop keeps"),
+    "crop_aspect": number(0.75, 0.1, 1.0, "narrowest aspect of a random crop (its inverse is the widest)"),
+    "crop_shift": number(0.0, 0.0, 1.0, "without crop_area: how far a crop may lie from the centre; 1: anywhere"),
+    "flip": number(0.0, 0.0, 1.0, "probability of a horizontal flip"),
+    "rotate": number(0.0, 0.0, 180.0, "largest rotation in degrees"),
+    "scale": number(0.0, 0.0, 0.9, "largest relative change of size"),
+    "shear": number(0.0, 0.0, 60.0, "largest shear in degrees"),
+    "translate": number(0.0, 0.0, 1.0, "largest shift as a share of the side"),
+    "jitter": number(1.0, 0.0, 1.0, "probability that brightness, contrast, saturation and hue change"),
+    "brightness": number(0.0, 0.0, 1.0, "largest relative change of brightness"),
+    "contrast": number(0.0, 0.0, 1.0, "largest relative change of contrast"),
+    "saturation": number(0.0, 0.0, 1.0, "largest relative change of saturation"),
+    "hue": number(0.0, 0.0, 0.5, "largest turn of the hue circle"),
+    "grey": number(0.0, 0.0, 1.0, "probability of losing all colour"),
+    "blur": number(0.0, 0.0, 1.0, "probability of a Gaussian blur"),
+    "randaugment": number(0, 0, 5, "operations of RandAugment on each image"),
+    "randaugment_set": choice("scan", ("fixmatch",), "whose RandAugment: shears and shifts up to 0.1, or to 0.3"),
+    "pad": number(0, 0, 4096, "zero pixels put around the image, of which its size is cropped anywhere"),
+    "erase": number(0.0, 0.0, 1.0, "largest side of an erased square as a share of the side"),
+    "erase_fill": numbers((), 0.0, 1.0, "colour of an erased square; (): the image's own mean"),
+    "noise": number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors"),
 }
 
 _OPTIMIZER = {
-    "name": _choice("adam", ("sgd", "lars"), "rule by which this group of parameters moves"),
-    "lr": _number(1e-3, 0.0, math.inf, "learning rate at the start"),
-    "schedule": _choice("none", ("cosine", "exponential", "plateau"), "course of the learning rate over the stage"),
-    "every": _duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
+    "name": choice("adam", ("sgd", "lars"), "rule by which this group of parameters moves"),
+    "lr": number(1e-3, 0.0, math.inf, "learning rate at the start"),
+    "schedule": choice(
+        "none", ("cosine", "cosine_part", "exponential", "plateau"), "course of the learning rate over the stage"
+    ),
+    "part": Field(
+        0.4375,
+        lambda v: 0 < v <= 0.5,
+        "over 0, at most 0.5",
+        "cosine_part: the rate is lr * cos(pi * part * t), t from 0 to 1; 7/16 is FixMatch's",
+    ),
+    "every": duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
     "gamma": Field(0.95, lambda v: 0 < v <= 1, "over 0, at most 1", "exponential: factor of the rate per `every`"),
     "factor": Field(0.1, lambda v: 0 < v < 1, "between 0 and 1", "plateau: factor when the training loss stalls"),
-    "patience": _number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
-    "min_lr": _number(0.0, 0.0, math.inf, "cosine: where the rate ends; plateau: it does not fall below this"),
-    "warmup": _duration("never", "over how long the rate rises evenly to `lr`, before its course begins"),
-    "warmup_lr": _number(0.0, 0.0, math.inf, "where that rise starts"),
-    "frozen": _number(0, 0, math.inf, "steps for which the group stays as it is"),
-    "momentum": _number(0.9, 0.0, 0.9999, "momentum of sgd and lars"),
-    "trust": _positive(0.001, "lars: length of a step at a rate of 1, as a share of that of the parameter"),
-    "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient, on every parameter"),
+    "patience": number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
+    "min_lr": number(0.0, 0.0, math.inf, "cosine: where the rate ends; plateau: it does not fall below this"),
+    "warmup": duration("never", "over how long the rate rises evenly to `lr`, before its course begins"),
+    "warmup_lr": number(0.0, 0.0, math.inf, "where that rise starts"),
+    "frozen": number(0, 0, math.inf, "steps for which the group stays as it is"),
+    "momentum": number(0.9, 0.0, 0.9999, "momentum of sgd and lars"),
+    "nesterov": flag(False, "whether this is Nesterov's"),
+    "trust": positive(0.001, "lars: length of a step at a rate of 1, as a share of that of the parameter"),
+    "weight_decay": number(0.0, 0.0, 1.0, "decay added to the gradient"),
+    "decayed": choice("all", ("no_norm",), "which parameters decay: all, or not scale and bias of a norm"),
     "wd": Field(
         0.0,
         lambda v: v == 0 or -30 <= v <= -1,
@@ -156,204 +66,281 @@ _OPTIMIZER = {
 }
 
 _LINEAR = {
-    "layers": _text("", "layers that are probed, such as 'conv3,feature', separated by commas; empty: all"),
-    "epochs": _number(90, 1, math.inf, "passes over the training images"),
-    "batch_size": _number(256, 1, math.inf, "images in a step, over all devices"),
-    "lr": _number(0.01, 0.0, math.inf, "learning rate at the start"),
+    "layers": text("", "layers that are probed, such as 'conv3,feature', separated by commas; empty: all"),
+    "epochs": number(90, 1, math.inf, "passes over the training images"),
+    "batch_size": number(256, 1, math.inf, "images in a step, over all devices"),
+    "lr": number(0.01, 0.0, math.inf, "learning rate at the start"),
     "wd": Field(
         -4.0,
         lambda v: v == 0 or -30 <= v <= -1,
         "an exponent from -30 to -1 (-4: a decay of 10**-4), or 0",
         "weight decay as the exponent of 10, with which the learning rate falls as well; 0: none",
     ),
-    "crop_shift": _number(0.0, 0.0, 1.0, "as in `views`; published with 1, 0 lets pooled layers be kept"),
-    "flip": _number(0.0, 0.0, 1.0, "as in `views`; published with 0.5, 0 lets pooled layers be kept"),
-    "ten_crops": _flag(False, "whether a test image is judged by corners, centre and their mirror images together"),
-    "cache_bytes": _number(16 * 2**30, 0, math.inf, "pooled layers are kept on disk up to this size"),
+    "crop_shift": number(0.0, 0.0, 1.0, "as in `views`; published with 1, 0 lets pooled layers be kept"),
+    "flip": number(0.0, 0.0, 1.0, "as in `views`; published with 0.5, 0 lets pooled layers be kept"),
+    "ten_crops": flag(False, "whether a test image is judged by corners, centre and their mirror images together"),
+    "cache_bytes": number(16 * 2**30, 0, math.inf, "pooled layers are kept on disk up to this size"),
+}
+
+
+def _stack(layers: int, channels: int, kernel: int, pools: tuple[int, int]) -> dict[str, Field]:
+    return {
+        "layers": number(layers, 0, 100, "convolutions, of which there are two at least; 0: none"),
+        "channels": number(channels, 1, 4096, "channels of each"),
+        "kernel": number(kernel, 1, 31, "side of its kernels"),
+        "pool": number(pools[0], 1, 64, "window of the max pooling half way; 1: none"),
+        "pool_out": number(pools[1], 1, 64, "window of that after the last one; 1: none"),
+        "dropout": number(0.0, 0.0, 0.9, "share of channels dropped in training before each but the first"),
+        "bn": flag(True, "whether batch norm follows each"),
+    }
+
+
+def _dense(least: int, layers: int, size: int) -> dict[str, Field]:
+    none = "" if least else "; 0: maps are added up, and one layer for all experts sees the sum"
+    return {
+        "dense_layers": number(layers, least, 100, f"dense layers, the output's among them{none}"),
+        "dense_size": some((size,), 1, 65536, "width of each hidden one, or one for all"),
+    }
+
+
+_CLUSTNET = {
+    "decision": choice(
+        "sample",
+        ("always_sample", "argmax", "soft", "gumbel"),
+        "clustnet: how the gate chooses the expert of an image: drawn in training and the likeliest in evaluation, "
+        "always drawn, always the likeliest, all by their probability, or Gumbel's straight-through estimator",
+    ),
+    "temperature": positive(1.0, "gumbel: what logits and noise are divided by"),
+    "combine": choice("sum", ("select",), "log-probabilities of all experts added up, or of the chosen one alone"),
+    "optimizer": choice("sgd", ("adam", "amsgrad"), "rule of the method's two optimisers; `optimizer` is not used"),
+    "momentum": number(0.5, 0.0, 0.9999, "momentum of sgd"),
+    "lr": number(0.01, 0.0, math.inf, "learning rate of the experts"),
+    "lr_gate": number(-1.0, -1.0, math.inf, "learning rate of the gate; -1: `lr`"),
+    "lr_next": some((), 0.0, math.inf, "rates of the experts after `lr`, each for an equal share of the rounds"),
+    "lr_gate_next": some((), 0.0, math.inf, "rates of the gate after `lr_gate`, as many; of lr_gate=-1 also `lr_next`"),
+    "period": number(2, 0, math.inf, "steps that gate and experts move in turn; 0: both in each step"),
+    "mode": choice("joint", ("separated",), "separated: in its turn the gate learns which expert is best"),
+    "best_share": some((0.9, 0.5, 0.1), 0.0, 1.0, "separated: share of images with the best expert, by epoch"),
+    "noise": number(0.0, 0.0, math.inf, "noise on the gate's gradient, as a share of its length"),
+    "gate_entropy": number(0.0, -100.0, 100.0, "weight of the entropy of an image's gate; over 0 it should be large"),
+    "diversity": number(0.0, 0.0, math.inf, "weight of the entropy of the mean gate, which should be large"),
+    "group_diversity": number(0.0, 0.0, math.inf, "weight of that entropy within each of both groups"),
+    "filter_similarity": number(0.0, 0.0, math.inf, "weight of how alike the experts' last filters are"),
+    "map_entropy": number(0.0, 0.0, math.inf, "weight of the entropy of the experts' last maps"),
+    "map_spread": number(0.0, 0.0, math.inf, "weight of the deviation of those maps over images of a group"),
+    "gate": _stack(5, 3, 5, (2, 2)) | _dense(1, 1, 64),
+    "experts": _stack(2, 3, 3, (2, 5))
+    | _dense(0, 1, 2)
+    | {"sum_pixels": flag(False, "dense_layers 0: whether the sum of maps is summed over pixels too")},
+    "encoder": _stack(0, 32, 4, (2, 2))
+    | {
+        "dim": number(100, 1, 65536, "length of the code that gate and experts see"),
+        "gradient": choice("both", ("gate", "none"), "what moves the encoder; none: it is in evaluation mode"),
+        "decoder_relu": flag(False, "cae: whether the last layer has batch norm and ReLU, as published"),
+    },
 }
 
 FIELDS: dict[str, Any] = {
-    "seed": _number(0, 0, 2**31 - 1, "seed of everything random"),
-    "method": _name("deepcluster", "the method, a file in jaxclust/methods"),
-    "stages": _name("deepcluster", "names of the stages to run in order, separated by commas"),
-    "rounds": _number(40, 0, math.inf, "length of a stage in rounds; 0: `steps` says it"),
-    "steps": _number(0, 0, math.inf, "length of a stage in steps, in place of `rounds`; both 0: it only refreshes"),
-    "batch_size": _number(256, 1, math.inf, "images in a training step, over all devices"),
-    "eval_batch_size": _number(512, 1, math.inf, "images in a step of feature extraction"),
-    "refresh_every": _duration("1 epoch", "length of a round: training between two clusterings"),
-    "log_every": _duration("1 round", "how often metrics are written"),
-    "eval_every": _duration("never", "how often the evaluation runs during training"),
-    "save_every": _duration("1 round", "how often a checkpoint is saved"),
-    "keep_checkpoints": _number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
-    "init_from": _text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
-    "freeze_body": _flag(False, "whether the body stays as it is; its features are then computed once and kept"),
-    "sampler": _choice(
+    "seed": number(0, 0, 2**31 - 1, "seed of everything random"),
+    "method": name("deepcluster", "the method, a file in jaxclust/methods"),
+    "stages": name("deepcluster", "names of the stages to run in order, separated by commas"),
+    "rounds": number(40, 0, math.inf, "length of a stage in rounds; 0: `steps` says it"),
+    "steps": number(0, 0, math.inf, "length of a stage in steps, in place of `rounds`; both 0: it only refreshes"),
+    "batch_size": number(256, 1, math.inf, "images in a training step, over all devices"),
+    "eval_batch_size": number(512, 1, math.inf, "images in a step of feature extraction"),
+    "refresh_every": duration("1 epoch", "length of a round: training between two clusterings"),
+    "log_every": duration("1 round", "how often metrics are written"),
+    "eval_every": duration("never", "how often the evaluation runs during training"),
+    "save_every": duration("1 round", "how often a checkpoint is saved"),
+    "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
+    "init_from": text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
+    "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
+    "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
+    "sampler": choice(
         "uniform_cluster",
-        ("uniform_image", "upstream", "resample", "partition", "fixed"),
-        "how a round draws its images; of the last three no batch holds an image twice: each is drawn anew, is a chunk "
-        "of one permutation, or is always the same chunk, and an epoch has only whole batches",
+        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first"),
+        "how a round draws its images; of resample, partition and fixed no batch holds an image twice: each is drawn "
+        "anew, is a chunk of one permutation, or is always the same chunk, and an epoch has only whole batches; "
+        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn",
     ),
+    "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
     "data": {
-        "source": _name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
-        "data_dir": _text("", "tfds: where its data sets lie; empty: TFDS' own default"),
-        "image_size": _number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
+        "source": name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
+        "label": text("", "tfds: the feature that is the class, such as 'coarse_label'; empty: the data set's own"),
+        "train": Field(
+            "train",
+            lambda v: all(part.isidentifier() for part in v.split("+")) and len({*v.split("+")}) == v.count("+") + 1,
+            "names of splits such as 'train+test+unlabelled'",
+            "splits of the source that are trained on, one after the other; of a stage also the first of these",
+        ),
+        "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
-        "num_images": _number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
-        "cache_bytes": _number(4 * 2**30, 0, math.inf, "decoded images are kept in memory up to this size"),
-        "max_pixels": _number(100_000_000, 1, math.inf, "larger images are refused before they are decoded"),
-        "max_skipped": _number(100, 0, math.inf, "unreadable images that are skipped before the run is refused"),
-        "mean": _numbers((0.5,), 0.0, 1.0, "subtracted from pixels on the scale 0 to 1"),
-        "std": _numbers((0.5,), 1e-3, 1.0, "pixels are then divided by this"),
+        "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
+        "cache_bytes": number(4 * 2**30, 0, math.inf, "decoded images are kept in memory up to this size"),
+        "max_pixels": number(100_000_000, 1, math.inf, "larger images are refused before they are decoded"),
+        "max_skipped": number(100, 0, math.inf, "unreadable images that are skipped before the run is refused"),
+        "mean": numbers((0.5,), 0.0, 1.0, "subtracted from pixels on the scale 0 to 1"),
+        "std": numbers((0.5,), 1e-3, 1.0, "pixels are then divided by this"),
     },
     "views": Each(_VIEW, ("train",)),
     "model": {
-        "name": _name("convnet", "the network: convnet, alexnet, vgg16, resnet18, …, made by files in jaxclust/models"),
-        "width": _number(0, 0, 4096, "channels of the first convolution; 0: the network's own"),
-        "blocks": _number(3, 1, 6, "convnet: blocks, each of twice the channels and half the side"),
-        "dim": _number(0, 0, 65536, "length of the feature; 0: the network's own"),
-        "dropout": _number(-1.0, -1.0, 0.9, "share of units dropped in training; -1: the network's own"),
-        "sobel": _flag(False, "whether the network sees the horizontal and vertical gradient in place of colours"),
-        "stem": _choice(
+        "name": name("convnet", "the network: convnet, alexnet, vgg16, resnet18, …, made by files in jaxclust/models"),
+        "width": number(0, 0, 4096, "channels of the first convolution; 0: the network's own"),
+        "blocks": number(3, 1, 6, "convnet: blocks, each of twice the channels and half the side"),
+        "dim": number(0, 0, 65536, "length of the feature; 0: the network's own"),
+        "dropout": number(-1.0, -1.0, 0.9, "share of units dropped in training; -1: the network's own"),
+        "sobel": flag(False, "whether the network sees the horizontal and vertical gradient in place of colours"),
+        "stem": choice(
             "imagenet",
             ("small", "pooled"),
             "resnet: 7 x 7 with pooling, 3 x 3 for some 32 pixels, or 3 x 3 with pooling",
         ),
     },
     "cluster": {
-        "method": _choice("kmeans", ("minibatch", "pic", "spherical"), "clustering of the features"),
-        "backend": _choice("auto", ("faiss", "jax"), "auto: faiss on one host that has it, else jax"),
+        "method": choice("kmeans", ("minibatch", "pic", "spherical"), "clustering of the features"),
+        "backend": choice("auto", ("faiss", "jax"), "auto: faiss on one host that has it, else jax"),
         "k": Field(10, lambda v: v == 0 or v >= 2, "at least 2", "number of clusters of kmeans; 0: still to be said"),
-        "seed": _number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
-        "iterations": _number(20, 1, math.inf, "Lloyd iterations"),
-        "runs": _number(1, 1, math.inf, "restarts of which the best objective is kept"),
-        "init": _choice("rows", ("kmeans++",), "first centroids: distinct rows, or rows drawn far from each other"),
-        "batch_rows": _number(65_536, 1, math.inf, "minibatch: rows of an update, over all hosts"),
-        "reseed_empty": _choice("split", ("farthest",), "kmeans: what an empty cluster is replaced by"),
-        "pca_dim": _number(256, 0, 65536, "dimensions kept before clustering; 0: no reduction"),
-        "whiten": _flag(True, "whether kept dimensions are divided by their standard deviation"),
-        "whiten_power": _number(1.0, 0.0, 1.0, "the power it is taken to; 1: equal variances"),
-        "l2": _flag(True, "whether rows are then scaled to unit length"),
+        "seed": number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
+        "iterations": number(20, 1, math.inf, "Lloyd iterations"),
+        "runs": number(1, 1, math.inf, "restarts of which the best objective is kept"),
+        "init": choice("rows", ("kmeans++",), "first centroids: distinct rows, or rows drawn far from each other"),
+        "batch_rows": number(65_536, 1, math.inf, "minibatch: rows of an update, over all hosts"),
+        "reseed_empty": choice("split", ("farthest",), "kmeans: what an empty cluster is replaced by"),
+        "pca_dim": number(256, 0, 65536, "dimensions kept before clustering; 0: no reduction"),
+        "whiten": flag(True, "whether kept dimensions are divided by their standard deviation"),
+        "whiten_power": number(1.0, 0.0, 1.0, "the power it is taken to; 1: equal variances"),
+        "l2": flag(True, "whether rows are then scaled to unit length"),
         "pic": {
-            "neighbours": _number(5, 1, 10_000, "edges from each image in the graph of nearest neighbours"),
-            "sigma": _positive(0.2, "width of the kernel exp(-d^2 / sigma^2) on squared distances"),
+            "neighbours": number(5, 1, 10_000, "edges from each image in the graph of nearest neighbours"),
+            "sigma": positive(0.2, "width of the kernel exp(-d^2 / sigma^2) on squared distances"),
             "alpha": Field(0.001, lambda v: 0 < v <= 1, "over 0, at most 1", "share of the graph in a power iteration"),
-            "iterations": _number(200, 1, math.inf, "power iterations"),
-            "merge_singletons": _flag(True, "whether a cluster of one image joins its nearest larger one"),
-            "bucket": _number(256, 1, 65536, "the head's outputs are a multiple of this, so that it seldom recompiles"),
+            "iterations": number(200, 1, math.inf, "power iterations"),
+            "merge_singletons": flag(True, "whether a cluster of one image joins its nearest larger one"),
+            "bucket": number(256, 1, 65536, "the head's outputs are a multiple of this, so that it seldom recompiles"),
         },
     },
     "uad": {
-        "mode": _choice("full", ("baseline", "fusion", "uncertainty"), "uad: baseline is DeepCluster, full is both"),
-        "low_layers": _text("", "maps that are fused, separated by commas; empty: the network's own"),
-        "low_grid": _number(2, 1, 16, "low maps are pooled to so many cells a side"),
-        "low_pool": _choice("avg", ("max", "avgstd"), "what of a cell is kept"),
-        "low_weight": _number(0.3, 0.0, 1.0, "share of the low maps in squared distances, beta"),
-        "low_dim": _number(64, 1, 65536, "per_block: dimensions of cluster.pca_dim that are for the low maps"),
-        "fusion_norm": _choice("l2", ("standard", "none"), "unit rows, or a total variance of one, for each block"),
-        "fusion_pca": _choice("joint", ("per_block", "none"), "PCA-whitening of both blocks together, of each or none"),
-        "uncertainty": _choice(
+        "mode": choice("full", ("baseline", "fusion", "uncertainty"), "uad: baseline is DeepCluster, full is both"),
+        "low_layers": text("", "maps that are fused, separated by commas; empty: the network's own"),
+        "low_grid": number(2, 1, 16, "low maps are pooled to so many cells a side"),
+        "low_pool": choice("avg", ("max", "avgstd"), "what of a cell is kept"),
+        "low_weight": number(0.3, 0.0, 1.0, "share of the low maps in squared distances, beta"),
+        "low_dim": number(64, 1, 65536, "per_block: dimensions of cluster.pca_dim that are for the low maps"),
+        "fusion_norm": choice("l2", ("standard", "none"), "unit rows, or a total variance of one, for each block"),
+        "fusion_pca": choice("joint", ("per_block", "none"), "PCA-whitening of both blocks together, of each or none"),
+        "uncertainty": choice(
             "fcm", ("fcm_entropy", "possibilistic", "gauss", "rank", "graph", "none"), "what makes a cluster certain"
         ),
         "fuzzifier": Field(2.0, lambda v: 1 < v <= 100, "over 1, at most 100", "m of fuzzy c-means"),
-        "num_nearest": _number(10, 1, 1000, "nearest centroids that fcm compares"),
-        "weight_strength": _number(0.5, 0.0, 1.0, "lambda: 0 weighs all images alike"),
-        "weight_power": _positive(1.0, "gamma: the power that certainty is taken to"),
-        "weight_max": _number(5.0, 1.0, math.inf, "weights are clipped here"),
-        "weight_direction": _choice("certain", ("uncertain",), "which images count more"),
-        "weight_warmup": _number(0, 0, math.inf, "rounds over which weight_strength grows"),
-        "loss_norm": _choice("dataset", ("sampler", "batch"), "over what weights have a mean of one"),
-        "ignore_empty_centroids": _flag(True, "whether the centroids of empty clusters do not count"),
-        "min_cluster_for_certainty": _number(2, 1, math.inf, "in smaller clusters certainty is at most the median"),
-        "pic_centroids": _flag(False, "whether distances to means of PIC's clusters may be used"),
+        "num_nearest": number(10, 1, 1000, "nearest centroids that fcm compares"),
+        "weight_strength": number(0.5, 0.0, 1.0, "lambda: 0 weighs all images alike"),
+        "weight_power": positive(1.0, "gamma: the power that certainty is taken to"),
+        "weight_max": number(5.0, 1.0, math.inf, "weights are clipped here"),
+        "weight_direction": choice("certain", ("uncertain",), "which images count more"),
+        "weight_warmup": number(0, 0, math.inf, "rounds over which weight_strength grows"),
+        "loss_norm": choice("dataset", ("sampler", "batch"), "over what weights have a mean of one"),
+        "ignore_empty_centroids": flag(True, "whether the centroids of empty clusters do not count"),
+        "min_cluster_for_certainty": number(2, 1, math.inf, "in smaller clusters certainty is at most the median"),
+        "pic_centroids": flag(False, "whether distances to means of PIC's clusters may be used"),
     },
     "deepcluster_v2": {
-        "heads": _number(3, 1, 64, "deepcluster_v2: clusterings, each with a layer of prototypes that learns it"),
-        "temperature": _positive(0.1, "that scores are divided by"),
-        "hidden": _number(2048, 1, 65536, "width of the projection's hidden layer"),
-        "dim": _number(128, 2, 65536, "length of an embedding"),
+        "heads": number(3, 1, 64, "deepcluster_v2: clusterings, each with a layer of prototypes that learns it"),
+        "temperature": positive(0.1, "that scores are divided by"),
+        "hidden": number(2048, 1, 65536, "width of the projection's hidden layer"),
+        "dim": number(128, 2, 65536, "length of an embedding"),
     },
     "moco": {
-        "dim": _number(128, 2, 65536, "moco: length of a query and of a key"),
-        "queue": _number(65_536, 1, math.inf, "keys of earlier batches that are kept, a multiple of the batch size"),
-        "momentum": _number(0.999, 0.0, 1.0, "share of itself that the key encoder keeps in a step"),
-        "temperature": _positive(0.2, "that similarities are divided by; 0.07 in the first version"),
-        "mlp": _flag(True, "whether the projection has a hidden layer; the first version has none"),
-        "bn": _choice(
+        "dim": number(128, 2, 65536, "moco: length of a query and of a key"),
+        "queue": number(65_536, 1, math.inf, "keys of earlier batches that are kept, a multiple of the batch size"),
+        "momentum": number(0.999, 0.0, 1.0, "share of itself that the key encoder keeps in a step"),
+        "temperature": positive(0.2, "that similarities are divided by; 0.07 in the first version"),
+        "mlp": flag(True, "whether the projection has a hidden layer; the first version has none"),
+        "bn": choice(
             "group",
             ("sync", "ema"),
             "batch statistics of groups, or, which departs from the paper, of the whole batch "
             "(sync), and for keys moving averages of the queries' (ema)",
         ),
-        "groups": _number(4, 1, 4096, "group: parts of a batch with statistics of their own, over all devices"),
+        "groups": number(4, 1, 4096, "group: parts of a batch with statistics of their own, over all devices"),
     },
     "spice": {
-        "num_head": _number(10, 1, 1000, "spice: heads, of which the one with the lowest loss is selected"),
+        "num_head": number(10, 1, 1000, "spice: heads, of which the one with the lowest loss is selected"),
         "center_ratio": Field(
             0.5, lambda v: 0 < v <= 1, "over 0, at most 1", "images that make a centre, as a share of those it labels"
         ),
-        "num_repeat": _number(8, 1, math.inf, "passes over the labelled images of a step, whose pool is `batch_size`"),
-        "train_sub_batch_size": _number(128, 1, math.inf, "labelled images of each gradient step of each head"),
-        "target_sub_batch_size": _number(100, 1, math.inf, "images of the pool in one forward pass of a device"),
-        "overlap": _choice("keep", ("greedy", "best"), "whether an image may have the labels of several clusters"),
-        "assignment": _choice("balanced", ("argmax",), "equally many images of each cluster, or all to the nearest"),
-        "mstep_bn": _choice(
+        "num_repeat": number(8, 1, math.inf, "passes over the labelled images of a step, whose pool is `batch_size`"),
+        "train_sub_batch_size": number(128, 1, math.inf, "labelled images of each gradient step of each head"),
+        "target_sub_batch_size": number(100, 1, math.inf, "images of the pool in one forward pass of a device"),
+        "overlap": choice("keep", ("greedy", "best"), "whether an image may have the labels of several clusters"),
+        "assignment": choice("balanced", ("argmax",), "equally many images of each cluster, or all to the nearest"),
+        "mstep_bn": choice(
             "frozen", ("batch",), "batch: the body takes batch statistics as the heads learn, as published"
         ),
-        "loss": _choice("double_softmax", ("single_softmax",), "of the heads' outputs"),
-        "lr": _number(0.005, 0.0, math.inf, "learning rate of Adam; `optimizer` is not used"),
-        "weight_decay": _number(0.0, 0.0, 1.0, "decay added to the gradient"),
+        "loss": choice("double_softmax", ("single_softmax",), "of the heads' outputs"),
+        "lr": number(0.005, 0.0, math.inf, "learning rate of Adam; `optimizer` is not used"),
+        "weight_decay": number(0.0, 0.0, 1.0, "decay added to the gradient"),
         "ratio": {
             "start": Field(1.0, lambda v: 0 < v <= 1, "over 0, at most 1", "share of the images that is labelled"),
             "end": Field(1.0, lambda v: 0 < v <= 1, "over 0, at most 1", "that share between iter_up and iter_down"),
-            "iter_start": _number(0, 0, 100_000, "epoch where the share leaves `start`"),
-            "iter_up": _number(0, 0, 100_000, "epoch where it has come to `end`"),
-            "iter_down": _number(0, 0, 100_000, "epoch where it leaves `end`"),
-            "iter_end": _number(0, 0, 100_000, "epoch where it is back at `start`"),
+            "iter_start": number(0, 0, 100_000, "epoch where the share leaves `start`"),
+            "iter_up": number(0, 0, 100_000, "epoch where it has come to `end`"),
+            "iter_down": number(0, 0, 100_000, "epoch where it leaves `end`"),
+            "iter_end": number(0, 0, 100_000, "epoch where it is back at `start`"),
         },
     },
     "reliable": {
-        "num_neighbor": _number(100, 2, 10_000, "reliable: nearest images, itself among them, that are looked at"),
-        "ratio_confident": _number(0.9, 0.0, 1.0, "share of them that must have the cluster of the image"),
-        "score": _number(0.99, 0.0, 1.0, "an image is kept if its probability is larger"),
-        "balance": _choice("min", ("cap",), "as many as the smallest cluster has, of all or of those that have any"),
+        "num_neighbor": number(100, 2, 10_000, "reliable: nearest images, itself among them, that are looked at"),
+        "ratio_confident": number(0.9, 0.0, 1.0, "share of them that must have the cluster of the image"),
+        "score": number(0.99, 0.0, 1.0, "an image is kept if its probability is larger"),
+        "balance": choice("min", ("cap",), "as many as the smallest cluster has, of all or of those that have any"),
     },
+    "fixmatch": {
+        "labels": name("reliable", "fixmatch: a stage whose last assignment has the labels, or FILE.npz or FILE.npy"),
+        "threshold": number(0.95, 0.0, 1.0, "a guess of a weak view counts if its probability is as large"),
+        "weight": number(1.0, 0.0, math.inf, "factor of the loss of unlabelled images"),
+        "ema": number(0.999, 0.0, 1.0, "share of itself that the average of the parameters keeps in a step"),
+    },
+    "clustnet": _CLUSTNET,
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
-        "suite": _name("clustering", "names of the evaluations, separated by commas"),
-        "nmi_average": _choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
-        "silhouette_sample": _number(2000, 10, 100_000, "images that the silhouette is measured on"),
-        "knn_k": _number(20, 1, 10_000, "knn: neighbours that vote"),
-        "knn_temperature": _positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
-        "recall_at": _list((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
-        "lowlabel_percent": _list((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
-        "lowlabel_draws": _number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
+        "suite": name("clustering", "names of the evaluations, separated by commas"),
+        "nmi_average": choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
+        "metric_groups": choice("true", ("upstream",), "groups: those of `groups`, or the published code's by `seed`"),
+        "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),
+        "knn_k": number(20, 1, 10_000, "knn: neighbours that vote"),
+        "knn_temperature": positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
+        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
+        "lowlabel_percent": some((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
+        "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,
     },
     "report": {
-        "pictures": _text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
-        "layers": _text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
-        "channels": _number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
-        "sample": _number(1000, 10, 100_000, "tsne, umap: training images that are shown"),
+        "pictures": text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
+        "stage": text("", "the stage whose network and views are pictured; empty: the last one"),
+        "layers": text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
+        "channels": number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
+        "sample": number(1000, 10, 100_000, "tsne, umap: training images that are shown"),
         "filters": {
-            "steps": _list((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
-            "lr": _list((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),
-            "weight_decay": _number(1e-5, 0.0, math.inf, "factor of the squared image in what is climbed"),
-            "every": _number(5, 1, math.inf, "the image is blurred in the first of so many steps"),
-            "sigma": _number(0.3, 0.0, 10.0, "width of this blur in pixels"),
+            "steps": some((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
+            "lr": some((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),
+            "weight_decay": number(1e-5, 0.0, math.inf, "factor of the squared image in what is climbed"),
+            "every": number(5, 1, math.inf, "the image is blurred in the first of so many steps"),
+            "sigma": number(0.3, 0.0, 10.0, "width of this blur in pixels"),
         },
         "activations": {
-            "count": _number(9, -1, math.inf, "images of each channel; 0 or less: all"),
+            "count": number(9, -1, math.inf, "images of each channel; 0 or less: all"),
         },
     },
     "features": {
-        "memory_bytes": _number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
+        "memory_bytes": number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
     },
     "runtime": {
-        "dtype": _choice("float32", ("bfloat16", "float64"), "precision of the network"),
-        "devices": _number(0, 0, math.inf, "devices used; 0: all, on a CPU as many as are fastest"),
-        "cpu_devices": _number(0, 0, 256, "devices a CPU is split into; 0: one for each core"),
-        "heartbeat": _positive(30.0, "several hosts: one that is silent for so many seconds ends the job"),
-        "deadline": _positive(7200.0, "several hosts: seconds to wait for host 0 to cluster, or for one that hangs"),
+        "dtype": choice("float32", ("bfloat16", "float64"), "precision of the network"),
+        "devices": number(0, 0, math.inf, "devices used; 0: all, on a CPU as many as are fastest"),
+        "cpu_devices": number(0, 0, 256, "devices a CPU is split into; 0: one for each core"),
+        "heartbeat": positive(30.0, "several hosts: one that is silent for so many seconds ends the job"),
+        "deadline": positive(7200.0, "several hosts: seconds to wait for host 0 to cluster, or for one that hangs"),
     },
 }
 

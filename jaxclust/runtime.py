@@ -46,7 +46,6 @@ def cores() -> int:
 
 
 @functools.cache
-@functools.cache
 def tensorflow() -> ModuleType:
     """TensorFlow, for tf.data and file formats only: it never sees an accelerator."""
     with _silent_stderr():  # its start-up lines about missing GPUs obey no log level

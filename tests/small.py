@@ -4,19 +4,25 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxclust import config as config_lib
+from jaxclust import models
 from jaxclust.data.source import Source, open_source
 from jaxclust.data.split import from_array
 from jaxclust.main import main
 from jaxclust.methods.base import DataInfo
+from jaxclust.report import figures
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
+
+# The smallest network of each file, and the other kind of block of ResNets.
+NETWORKS = [*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"]
 
 
 def small_config(**overrides: Any) -> ConfigDict:
@@ -81,8 +87,9 @@ def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> 
 
 
 def run(*arguments: str) -> int:
-    """The command line, in this process, on one device."""
-    return main(["jaxclust", *arguments, "--config.runtime.devices=1"])
+    """The command line, in this process, on one device; its page has small pictures, which are drawn sooner."""
+    with mock.patch.object(figures, "DPI", 48):
+        return main(["jaxclust", *arguments, "--config.runtime.devices=1"])
 
 
 def smoke(workdir: Path, *arguments: str) -> int:

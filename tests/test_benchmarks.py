@@ -42,6 +42,13 @@ def test_clustering_at_scale_agrees_with_faiss(tmp_path):
     assert "Objective, ours / faiss: 1.0000" in text and "Peak memory 0." in text
 
 
+@pytest.mark.medium
+def test_m_steps_are_compared_and_agree(tmp_path):
+    text = benchmark("spice_mstep", tmp_path)
+    assert "20 minibatches of 20" in text and "| loop | " in text and "| scan over vmapped heads | " in text
+    assert float(text.partition("difference of the losses ")[2].split()[0].rstrip(".")) < 1e-4
+
+
 @pytest.mark.slow
 def test_train_steps_are_compared(tmp_path):
     text = benchmark("train_step", tmp_path)

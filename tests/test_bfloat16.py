@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import run, small_config
+from small import NETWORKS, run, small_config
 
-from jaxclust import models, runtime
+from jaxclust import runtime
 from jaxclust.data.split import Split
 from jaxclust.methods import classifier
 from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import AXIS
 from jaxclust.train.stage import example_batch, prepare
 
-NAMES = sorted(models.networks())
-every_network = pytest.mark.parametrize("name", NAMES)
+every_network = pytest.mark.parametrize("name", NETWORKS)
 INFO = DataInfo(500, (32, 32, 3))
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 

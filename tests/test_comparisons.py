@@ -253,7 +253,7 @@ def test_comparisons_without_labels_are_refused_and_the_others_listed():
             suite.check(asked, {"train": labels, "test": np.array([0, -1, 1])})
         message = str(error.value)
         assert "suite asks for knn, linear, which" in message and "train: 0 known, test: 2 known" in message
-        assert "Without labels there is: clustering, heads, silhouette" in message
+        assert "Without labels there is: clustering, groups, heads, silhouette" in message
         suite.check(config(evaluate__suite="clustering,silhouette"), {"train": labels})
     suite.check(asked, {"train": np.arange(9)})
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import prepared, small_config
 
 from jaxclust import config as c
-from jaxclust import fields
+from jaxclust import kinds
 from jaxclust.errors import ConfigError
 from jaxclust.train.lengths import due, lengths
 
@@ -20,7 +21,7 @@ def load(path, variant):
 
 
 def test_every_field_is_read_somewhere():
-    text = "\n".join(path.read_text() for path in Path("jaxclust").rglob("*.py") if path.name != "config.py")
+    text = "\n".join(path.read_text() for path in Path("jaxclust").rglob("*.py") if path.name != "fields.py")
     names = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     names |= {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
     unread = [name for name, _ in c.flatten(c.base()) if name.rpartition(".")[2] not in names]
@@ -113,7 +114,7 @@ def test_differences_leave_out_what_may_change_between_two_starts():
 
 @given(st.sampled_from(["step", "steps", "epoch", "epochs", "round"]), st.floats(0.001, 1e6))
 def test_durations_are_read_as_written(unit, amount):
-    duration = fields.parse_duration(f"{amount!r} {unit}")
+    duration = kinds.parse_duration(f"{amount!r} {unit}")
     assert duration == (amount, unit.removesuffix("s"))
 
 
@@ -133,3 +134,9 @@ def test_lengths_in_steps():
         config.refresh_every = wrong
         with pytest.raises(ConfigError, match="refresh_every"):
             lengths(config, 1797)
+
+
+def test_numbers_for_three_colours_are_refused_for_grey_images(tmp_path):
+    """They would make three channels of one."""
+    with pytest.raises(ConfigError, match=r"config.data.std=\(0.2, 0.3, 0.4\) has 3 .*'digits' have channels: 1"):
+        prepared(small_config(data__std=(0.2, 0.3, 0.4)), tmp_path)

@@ -75,10 +75,10 @@ def test_the_loss_is_that_of_a_slow_double_and_its_rows_are_the_large_crops(stag
 
     def program(params, extra, batch):
         value, aux = stage.method.loss(params, extra, batch, jax.random.key(0))
-        return value, aux.rows["embeddings"]
+        return value, aux.rows["embeddings"], aux.metrics["accuracy"]
 
     raw = np.asarray(on_one_device(stage, embeddings)(state.params, state.extra, batch), np.float64)
-    value, rows = on_one_device(stage, program)(state.params, state.extra, batch)
+    value, rows, accuracy = on_one_device(stage, program)(state.params, state.extra, batch)
     z = raw / np.linalg.norm(raw, axis=2, keepdims=True)
     assert z.shape == (BATCH, 4, DIM)
     prototypes = [np.asarray(state.params["prototypes"][f"head{h}"], np.float64) for h in range(HEADS)]
@@ -90,6 +90,9 @@ def test_the_loss_is_that_of_a_slow_double_and_its_rows_are_the_large_crops(stag
         if target[i, h] >= 0
     ]
     assert value == pytest.approx(np.mean(terms), rel=1e-5)
+    known = target[:, 0] >= 0
+    hits = (z @ prototypes[0]).argmax(axis=2) == target[:, :1]
+    assert accuracy == pytest.approx(hits[known].mean(), rel=1e-5)
     np.testing.assert_allclose(rows, z[:, :2].reshape(BATCH, 2 * DIM), atol=1e-5)
 
 

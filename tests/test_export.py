@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 from safetensors.numpy import load_file
-from small import few_digits, run, small_config, smoke
+from small import NETWORKS, few_digits, run, small_config, smoke
 
 from jaxclust import config as config_lib
-from jaxclust import methods, models
+from jaxclust import methods
 from jaxclust.data import by_cluster
 from jaxclust.data.source import open_source
 from jaxclust.errors import ConfigError
@@ -552,8 +552,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(digits, tmp_path
     assert "holds no run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", models.networks())
-def test_every_network_can_be_exported_for_any_number_of_images(name):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_can_be_exported_for_any_number_of_images(name):
     config = small_config(model__name=name, model__width=4, model__dim=8, model__sobel=True)
     info = DataInfo(50, (64, 64, 3))
     method = methods.get(config, info)

@@ -34,7 +34,7 @@ ALL = [*(pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLISHED), *T
 
 
 @pytest.fixture
-def config(request, monkeypatch):
+def config(request, monkeypatch, tmp_path):
     """A small config for the method named by the test's parameter."""
     name, _, source = request.param.partition(":")
     made = small_config(rounds=2, refresh_every="3 steps", save_every="2 steps", log_every="1 step")
@@ -52,6 +52,12 @@ def config(request, monkeypatch):
     made.spice.num_head = made.spice.num_repeat = 2
     made.spice.train_sub_batch_size = made.reliable.num_neighbor = 10
     made.reliable.ratio_confident, made.reliable.score, made.reliable.balance = 0.0, 0.0, "cap"
+    made.groups, net = "0-4,5-9", made.clustnet
+    net.encoder.layers, net.encoder.channels, net.encoder.dim, net.gate.layers, net.experts.layers = 2, 4, 16, 0, 0
+    made.cluster.k = 3 if name == "clustnet" else made.cluster.k  # so that each expert is given some of 32 images
+    if name == "fixmatch":
+        made.sampler, made.unlabelled_ratio, made.fixmatch.labels = "labelled_first", 3, str(tmp_path / "labels.npy")
+        np.save(made.fixmatch.labels, np.where(np.arange(300) % 3, -1, np.arange(300) % 10))
     if name in TOYS:
         monkeypatch.setattr(methods, "get", lambda config, info: TOYS[config.method](config, info))
     return made
@@ -124,15 +130,18 @@ class StopAt(StopSignal):
 @every_method
 def test_stopped_and_started_again_equals_uninterrupted_and_another_seed_does_not(config, tmp_path):
     config.save_every = "never"
-    whole = trained(config, tmp_path / "whole")
-    for look in (2, 4):  # within a round, and right after a refresh
-        cut = tmp_path / f"cut{look}"
+    stage = prepared(config, tmp_path / "whole")
+    whole = loop.run_stage(stage, StopSignal())
+    cuts = {tmp_path / "in a round": 2, tmp_path / "right after a refresh": 4}
+    for cut, look in cuts.items():
         with pytest.raises(runtime.Stopped):
-            loop.run_stage(prepared(config, cut), StopAt(look))
-        assert_same(whole, trained(config, cut))
-    config.seed = 1
-    other = trained(config, tmp_path / "other")
-    pairs = zip(jax.tree.leaves(whole.state.params), jax.tree.leaves(other.state.params), strict=True)
+            loop.run_stage(stage._replace(workdir=cut), StopAt(look))
+    again = prepared(config, cut)  # other programs, as after a start
+    for cut in cuts:
+        assert_same(whole, loop.run_stage(again._replace(workdir=cut), StopSignal()))
+    first, config.seed = stage.first(), 1
+    other = prepared(config, tmp_path / "other").first()
+    pairs = zip(jax.tree.leaves(first.state.params), jax.tree.leaves(other.state.params), strict=True)
     assert any((a != b).any() for a, b in pairs)
 
 
@@ -196,6 +205,8 @@ def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, 
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["images"] == 300 and results["third/train/acc"] == results["train/acc"]
     assert results["first/step"] == 6 and results["first/train/acc"] > 0.1
+    tables = {path.name for path in (tmp_path / "run").glob("confusion-*.csv")}
+    assert tables == {"confusion-first-train.csv", "confusion-second-train.csv", "confusion-train.csv"}
     (tmp_path / "run" / "results.json").unlink()
     train.run(config, tmp_path / "run", Options())  # every stage is done: only the evaluation runs again
     again = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -247,6 +258,18 @@ def test_of_an_image_that_was_met_twice_the_later_row_is_remembered_and_other_ro
     rows.flush(2)
     with np.load(tmp_path / "2.npz") as file:
         assert sorted(file) == ["gate", "id", "position"] and file["gate"].tolist() == [2, 0, 3, 2]
+
+
+@pytest.mark.parametrize("config", ["averaged"], indirect=True)
+def test_what_comes_after_a_step_sees_the_parameters_that_it_made(config, tmp_path):
+    stage = prepared(config, tmp_path)
+    state, targets = stage.first()
+    before = leaves(state.params)
+    state, _, _ = stage.step(state, next(loop._batches(stage, targets, 0)), jax.random.key(0))
+    after, average = leaves(state.params), leaves(state.extra["average"])
+    for name in after:
+        assert (after[name] != before[name]).any()
+        np.testing.assert_allclose(average[name], 0.75 * before[name] + 0.25 * after[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", ["two_optimizers"], indirect=True)

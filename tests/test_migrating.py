@@ -14,6 +14,8 @@ from jaxclust import main, models, plugins
 
 TEXT = Path("docs/migrating.md").read_text()
 BASE = "--config=configs/deepcluster.py"
+OF_SPICE = "--config=configs/spice.py:cifar10"
+OWN = {f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.", OF_SPICE: r"\.(stage|views\.query)\."}
 
 FLAGS = [
     "DIR", "--arch", "-a", "--sobel", "--clustering", "--nmb_cluster", "--k", "--lr", "--wd", "--reassign", "--workers",
@@ -36,6 +38,12 @@ V2 = [
 ]  # fmt: skip
 PROBE = ["eval_linear.py", "--data", "--model", "--conv", "--tencrops", "--batch_size", "--weight_decay"]
 
+SPICE = [
+    "config_file", "dataset_folder", "pretrained_self_supervised_model", "resume", "save_folder", "logs_folder",
+    "save-freq", "epochs", "start-epoch", "lr", "batch_size", "target_sub_batch_size", "train_sub_batch_size",
+    "num_repeat", "num_head", "num_cluster", "center_ratio", "batch_size_test", "img_size", "mean", "std", "--moco-dim",
+    "--moco-k", "--moco-m", "--moco-t", "--mlp", "--aug-plus", "--cos", "show_images",
+]  # fmt: skip
 PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ-retrieval.py", "--count"]
 
 
@@ -82,9 +90,10 @@ def overrides(text):
 
 
 def parse(arguments, base=BASE):
-    """The command; sections that only the second version has need its config."""
-    own = any(re.search(r"\.(views\.(large|small)|optimizer\.prototypes)\.", a) for a in arguments)
-    first = [] if any(a.startswith("--config=") for a in arguments) else [f"{BASE}:v2" if own else base]
+    """The command; settings that only the second version or SPICE has need its config."""
+    for config, own in OWN.items():
+        base = config if any(re.search(own, a) for a in arguments) else base
+    first = [] if any(a.startswith("--config=") for a in arguments) else [base]
     return main.parse(["jaxclust", *first, *arguments])
 
 
@@ -106,7 +115,7 @@ APPLIED = [row for row in ROWS if {"default", "ours"} <= row.cells.keys()]
 
 
 def base_of(row):
-    return f"{BASE}:v2" if row.section.startswith("DeepCluster-v2") else BASE
+    return {"DeepCluster-v2, `main_deepclusterv2.py`": f"{BASE}:v2", "SPICE": OF_SPICE}.get(row.section, BASE)
 
 
 def title(row):
@@ -115,14 +124,14 @@ def title(row):
 
 def test_the_tables_are_all_read():
     assert len(ROWS) > 40 and len(WITH_OVERRIDES) > 30
-    assert len({row.section for row in ROWS}) == 9
+    assert len({row.section for row in ROWS}) == 10
     lines = [line for line in TEXT.splitlines() if line.startswith("|")]
-    assert len(lines) == len(ROWS) + 2 * 9, "each table has a header and a rule"
+    assert len(lines) == len(ROWS) + 2 * 10, "each table has a header and a rule"
 
 
 def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
     names = Counter(name for row in ROWS for name in spans(row.cells["original"]))
-    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES]
+    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES, *SPICE]
     assert {name: names[name] for name in known} == dict.fromkeys(known, 1)
     assert max(names.values()) == 1
 
@@ -204,6 +213,8 @@ def test_jobs_networks_and_methods_that_the_text_names_exist():
 def test_presets_are_what_the_text_says():
     presets = set(re.findall(r"configs/deepcluster\.py:(\w+)", TEXT)) | set(re.findall(r"`:(\w+)`", TEXT))
     assert presets == {"imagenet", "imagenette", "cifar10", "folder", "v2"}
+    for name in re.findall(r"configs/spice\.py:(\w+)", TEXT):
+        config_lib.from_file(Path("configs/spice.py"), name)
     configs = {name: config_lib.from_file(Path("configs/deepcluster.py"), name) for name in presets}
     published, users = configs["imagenet"], configs["imagenette"]
     assert (published.model.name, published.model.sobel, published.cluster.k) == ("alexnet", True, 10_000)

@@ -286,12 +286,16 @@ def test_a_run_without_clusters_ends_with_comparisons_and_a_page_without_them(tm
     assert not (tmp_path / "run" / "assignments.csv").exists()
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "knn" in page and "Every cluster" not in page and "Cluster sizes" not in page and "Training" in page
+    other = {"method": "deepcluster", "init_from": str(tmp_path / "run"), "model__width": 8}
+    with pytest.raises(ConfigError, match=r"config.init_from: state.params.body\..*it was made by another model"):
+        prepared(made(**other), tmp_path / "other", few_digits(SIZE))
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [
         ({"moco__queue": 80}, "moco.queue=80 must be a multiple of config.batch_size=32.*nearest: 64, 96"),
+        ({"views__key__number": 2}, "views.key.number=2, but config.method='moco' sees one of each image in a view"),
         ({"moco__groups": 5}, "config.batch_size=32 must divide by config.moco.groups=5"),
         ({"runtime__devices": 8}, "moco.groups=4 must be a multiple of the number of devices, which is 8"),
         ({"freeze_body": True}, "learns from views of images: config.freeze_body must be False"),

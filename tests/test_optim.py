@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits, prepared, smaller_config, trained
 
-from jaxclust import methods
+from jaxclust import methods, models
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Method
@@ -76,6 +77,58 @@ def test_two_ways_to_say_the_decay_contradict():
         made(wd=-5.0, weight_decay=1e-4)
 
 
+def test_a_step_of_nesterov_is_that_of_pytorch():
+    optimizer = made(name="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+    expected, velocity = np.asarray(PARAMS["body"]["kernel"], np.float64), 0.0
+    whole, state = PARAMS, optimizer.init(PARAMS)
+    for step in range(3):
+        changes, state = optimizer.update(constant(0.3 * (step + 1)), state, whole, step=jnp.asarray(step))
+        whole = jax.tree.map(jnp.add, whole, changes)
+        g = 0.3 * (step + 1) + 0.01 * expected
+        velocity = 0.9 * velocity + g
+        expected = expected - 0.05 * (g + 0.9 * velocity)
+    np.testing.assert_allclose(whole["body"]["kernel"], expected, rtol=1e-6)
+
+
+def test_norms_may_be_left_out_of_the_decay_and_biases_of_other_layers_not():
+    params = {
+        "body": {
+            "conv1_conv": {"kernel": jnp.ones((3, 3, 1, 2))},
+            "conv1_norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+            "block": {"skip_norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}},
+            "feature": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        },
+        "top": PARAMS["top"],
+    }
+    fields = {f"optimizer__body__{name}": v for name, v in {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.5}.items()}
+    config = smaller_config(optimizer__body__name="sgd", **fields, optimizer__body__decayed="no_norm")
+    optimizer = optim.make(config, METHOD, params, Lengths(9, 9, 9, 0, 0, {"body": 9, "top": 9}))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = optimizer.update(zeros, optimizer.init(params), params, step=jnp.asarray(0))
+    moved = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(changes["body"])}
+    decayed = {name for name, leaf in moved.items() if leaf.any()}
+    assert decayed == {"['conv1_conv']['kernel']", "['feature']['kernel']", "['feature']['bias']"}
+    assert (moved["['feature']['bias']"] == -0.5).all()
+
+
+def test_every_norm_of_a_network_is_left_out_and_nothing_else(tmp_path):
+    config = smaller_config(model__name="wrn28_2", model__width=4)
+    shapes = models.parameter_shapes(config, (8, 8, 1))
+    tree = traverse_util.unflatten_dict(
+        {tuple(name[2:-2].split("']['")): np.zeros(shape) for name, shape in shapes.items()}
+    )
+    decays = optim.not_of_norms(tree)
+    for path, decayed in jax.tree_util.tree_leaves_with_path(decays):
+        assert decayed == (not path[-2].key.endswith("_norm")), path
+    assert sum(not decayed for decayed in jax.tree.leaves(decays)) == 2 * 25
+
+
+def test_s11_the_rate_of_fixmatch_at_its_ends():
+    optimizer = made(steps=2**20, name="sgd", lr=0.03, schedule="cosine_part")
+    rates = [optimizer.rates(optimizer.init(PARAMS), step)["body"] for step in (0, 2**19, 2**20, 2**21)]
+    assert rates == pytest.approx([0.03, 0.03 * math.cos(7 * math.pi / 32), 0.00585, 0.00585], rel=1e-3)
+
+
 def test_body_and_top_have_independent_rules():
     optimizer = made(name="adam", lr=0.5, top__name="sgd", top__lr=0.25, top__momentum=0.0)
     changes, _ = optimizer.update(constant(3.0), optimizer.init(PARAMS), PARAMS, step=jnp.asarray(0))
@@ -89,6 +142,7 @@ def test_body_and_top_have_independent_rules():
         ("none", lambda step: 1.0),
         ("cosine", lambda step: 0.5 * (1 + math.cos(math.pi * step / 100))),
         ("exponential", lambda step: 0.9 ** (step // 10)),
+        ("cosine_part", lambda step: math.cos(0.4375 * math.pi * step / 100)),
     ],
 )
 def test_rates_follow_their_schedule(schedule, expected):
@@ -100,7 +154,7 @@ def test_rates_follow_their_schedule(schedule, expected):
         assert optimizer.rates(state, step)["body"] == pytest.approx(expected(step), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["none", "cosine", "exponential"])
+@pytest.mark.parametrize("schedule", ["none", "cosine", "cosine_part", "exponential"])
 def test_rates_rise_evenly_before_their_course(schedule):
     optimizer = made(
         name="sgd", lr=4.8, momentum=0.0, schedule=schedule, gamma=0.9, min_lr=0.0048, warmup=20, warmup_lr=0.3
@@ -111,6 +165,7 @@ def test_rates_rise_evenly_before_their_course(schedule):
     expected = {
         "none": np.full(81, 4.8),
         "cosine": 0.0048 + 0.5 * (4.8 - 0.0048) * (1 + np.cos(np.pi * after / 80)),
+        "cosine_part": 4.8 * np.cos(0.4375 * np.pi * after / 80),
         "exponential": 4.8 * 0.9 ** (after // 10),
     }
     np.testing.assert_allclose(rates[20:], expected[schedule], rtol=1e-5)

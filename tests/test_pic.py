@@ -433,5 +433,5 @@ def test_the_settings_reach_the_clustering(monkeypatch):
     expected, ran = pic(rows.array(), **changes), []
     monkeypatch.setattr(module, "pic", lambda *args, original=module.pic, **kw: ran.append(kw) or original(*args, **kw))
     np.testing.assert_array_equal(cluster.get(config)(rows, 0).labels, expected.labels)
-    assert ran == [{**changes, "backend": "jax"}]
+    assert ran == [{**changes, "backend": "jax", "nearest": 1}]
     assert cluster.asked(config.cluster) is None

@@ -4,19 +4,24 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from small import digit_files, few_digits, few_vectors, prepared, run, small_config
+from small import digit_files, few_digits, few_vectors, prepared, run, small_config, with_settings
+from test_prototypes import first as best
+from test_prototypes import slow_labels, unit
 from test_report import Page
 
 from jaxclust import models
@@ -24,8 +29,21 @@ from jaxclust import pictures as pictures_lib
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import open_source
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.jobs import report as report_job
 from jaxclust.ops.images import gaussian_blur
-from jaxclust.pictures import Seen, _embedding, activations, filters, first_layer, tsne, umap
+from jaxclust.pictures import (
+    Seen,
+    _embedding,
+    activations,
+    filters,
+    first_layer,
+    prototypes,
+    similarity,
+    tsne,
+    umap,
+    views,
+)
+from jaxclust.pictures import _prototypes as shared
 from jaxclust.pictures._layers import layers
 from jaxclust.report import gallery
 from jaxclust.train import workdir as workdir_lib
@@ -199,16 +217,20 @@ def test_an_embedding_keeps_groups_together_and_is_the_same_each_time():
 
 def test_clusters_have_the_colour_of_their_class():
     cluster, labels = np.array([0, 0, 1, 1, 2, 3]), np.array([1, 1, 0, 0, 0, -1])
-    clusters, classes = _embedding.colourings(cluster, labels, ("cat", "dog"))
+    sample = _embedding.Sample(np.arange(6), np.zeros((6, 2)), cluster, labels)
+    part = {"reliable": np.array([-1, -1, 1, -1, 1, 0])}
+    clusters, reliable, classes = _embedding.colourings(sample, part, ("cat", "dog"))
     assert clusters.colour.tolist() == [1, 0, 2, 3] and classes.names == ("cat", "dog")
-    assert [panel.title for panel in _embedding.colourings(cluster, np.full(6, -1), ())] == ["by cluster"]
-    assert len(_embedding.colourings(None, np.full(6, -1), ())) == 1
+    assert reliable.colour.tolist() == [2, 0] and reliable.group is part["reliable"] and "reliable" in reliable.title
+    nothing = sample._replace(labels=np.full(6, -1))
+    assert [panel.title for panel in _embedding.colourings(nothing, {}, ())] == ["by cluster"]
+    assert len(_embedding.colourings(nothing._replace(cluster=None), {}, ())) == 1
     assert len(np.unique(_embedding.palette(300, _embedding.figures.DARK), axis=0)) == 300
 
 
 def test_vectors_pass_through_no_filters(tmp_path):
     seen = looked_at(tmp_path, few_vectors(20), freeze_body=True)
-    for module in (filters, activations, first_layer):
+    for module in (filters, activations, first_layer, prototypes, similarity, views):
         with pytest.raises(DataError, match="vectors"):
             module.prepare(seen)
 
@@ -217,6 +239,145 @@ def test_umap_without_its_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'jaxclust\[umap\]'"):
         umap.prepare(None)
+
+
+# The pictures of SPICE, of a method that says of every image how probable each cluster is.
+
+
+@pytest.fixture(scope="module")
+def probable(tmp_path_factory):
+    """50 digits in three clusters, which are nothing but the brightness of some places."""
+    seen = looked_at(tmp_path_factory.mktemp("probable"), few_digits(50), model__blocks=2)
+
+    def predict(params, extra, images):
+        logs = jax.nn.log_softmax(images[:, 2:5, 3, 0] / 9.0)
+        return {"cluster": jnp.argmax(logs, axis=1).astype(jnp.int32), "log_probs": logs}
+
+    return seen._replace(stage=seen.stage._replace(method=seen.stage.method._replace(predict=predict), predict=predict))
+
+
+def said_of_all(seen):
+    """Features, last maps and log-probabilities of all images, float64."""
+    stage, state, images = seen.stage, seen.state, seen.source().splits["train"].images
+    of = (state.params, state.extra, jnp.asarray(images))
+    found = (
+        stage.method.embed(*of),
+        stage.method.embed(*of, layers=("conv2",))["conv2"],
+        stage.predict(*of)["log_probs"],
+    )
+    return images, *(np.asarray(part, np.float64) for part in found)
+
+
+def test_the_images_of_a_prototype_are_those_of_the_slow_one(probable, tmp_path):
+    shown = prototypes.prepare(probable)(tmp_path)
+    images, features, _, logs = said_of_all(probable)
+    expected, _, _ = slow_labels(unit(features), logs, top=50 // 3 // 2, members=10)
+    rows = [line.split(",") for line in (tmp_path / "prototypes.csv").read_text().splitlines()[1:]]
+    assert [int(row[2]) for row in rows] == expected
+    assert rows[10] == ["1", "1", str(expected[10]), f"digits/{expected[10]}"]
+    assert [picture.file for picture in shown.images] == ["prototypes.png"]
+    with Image.open(tmp_path / "prototypes.png") as picture:
+        assert picture.width == 1584
+
+
+def slow_colours(image, similar):
+    """One pixel after the other: bilinear between the middles of cells, and matplotlib's jet."""
+    (h, w), (height, width) = similar.shape, image.shape[:2]
+    similar = (similar - similar.min()) / (similar.max() - similar.min())
+    out = np.zeros((height, width, 3))
+    for i in range(height):
+        for j in range(width):
+            y, x = (np.clip((p + 0.5) * n / m - 0.5, 0, n - 1) for p, n, m in ((i, h, height), (j, w, width)))
+            (a, b), (s, t) = (int(y), int(x)), (y % 1, x % 1)
+            c, d = min(a + 1, h - 1), min(b + 1, w - 1)
+            value = (1 - s) * ((1 - t) * similar[a, b] + t * similar[a, d])
+            value += s * ((1 - t) * similar[c, b] + t * similar[c, d])
+            out[i, j] = 0.4 * 255 * np.array(matplotlib.colormaps["jet"](value)[:3]) + 0.6 * image[i, j]
+    return out
+
+
+def test_similarity_maps_are_those_of_the_slow_one(probable, tmp_path):
+    split, places = probable.source().splits["train"], similarity.last_map(probable)
+    found = shared.find(probable, split, partial(similarity.mean, places), 4, tmp_path)
+    images, _, maps, logs = said_of_all(probable)
+    rows = unit(maps.mean(axis=(1, 2)))
+    for c, drawn in enumerate(similarity.pairs(probable, split, places, found)):
+        centre = rows[best(logs[:, c], 8)].mean(axis=0)
+        nearest = best(rows @ centre, 4)
+        assert found.ids[c].tolist() == nearest
+        np.testing.assert_array_equal(drawn[0::2], np.broadcast_to(images[nearest], (4, 8, 8, 3)))
+        for number, id in enumerate(nearest):
+            expected = slow_colours(images[id], maps[id] @ centre)
+            step = np.abs(np.diff(matplotlib.colormaps["jet"](np.arange(256))[:, :3], axis=0)).max() * 255 * 0.4
+            assert np.abs(drawn[2 * number + 1] - expected).max() < step + 1  # rounding may take the next colour
+
+
+def test_a_map_without_differences_has_one_colour_and_other_sizes_fit():
+    assert not similarity.scaled(np.full((2, 3, 5), 0.7, np.float32)).any()
+    image = np.full((1, 7, 11, 3), 200, np.uint8)
+    flat = similarity.mixed(image, np.ones((1, 3, 5), np.float32))
+    assert flat.shape == image.shape and flat[0].reshape(-1, 3).tolist() == [[120, 120, 171]] * 77  # blue of jet: 0.5
+
+
+def test_many_clusters_take_several_sheets_and_have_the_names_of_their_classes(probable, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, "ROWS", 2)
+    cluster = np.arange(50, dtype=np.int32) % 3
+    split = replace(probable.source().splits["train"], labels=(cluster + 1) % 3)
+    assert shared.names_of(cluster, split, "abc") == {0: "b", 1: "c", 2: "a"}
+    assert shared.names_of(cluster, replace(split, labels=None), "abc") == {}
+    found = shared.Prototypes(np.zeros((3, 1)), np.zeros((3, 1), np.int32), cluster)
+    images = iter(np.zeros((3, 1, 8, 8, 1), np.uint8))
+    shown = shared.sheets(images, found, {}, "", tmp_path, "some")
+    assert [(picture.file, picture.title) for picture in shown] == [
+        ("some.png", "clusters 0 to 1"),
+        ("some-2.png", "clusters 2 to 2"),
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_method_that_knows_no_probabilities_has_no_prototypes(probable, tmp_path):
+    blind = probable._replace(stage=probable.stage._replace(method=probable.stage.method._replace(predict=None)))
+    for module in (prototypes, similarity):
+        with pytest.raises(DataError, match=r"'deepcluster' does not predict how probable .* config.report.stage"):
+            module.prepare(blind)
+    few = probable._replace(source=lambda: few_digits(5))
+    with pytest.raises(DataError, match="5 images for 3 clusters leave a prototype without an image"):
+        prototypes.prepare(few)
+
+
+def test_views_are_what_a_step_of_training_sees(probable, tmp_path):
+    config = ConfigDict(probable.stage.config.to_dict())
+    with config.unlocked():
+        config.views = ConfigDict({"mirror": {"flip": 1.0}, "copies": {"number": 3}})
+    method = probable.stage.method._replace(views=("mirror", "copies"))
+    seen = probable._replace(stage=probable.stage._replace(config=config, method=method))
+    image, mirror, copies = views.columns(seen, seen.source())
+    assert [column.name for column in (image, mirror, copies)] == ["image", "mirror", "copies"]
+    assert image.images.shape == (views.ROWS, 1, 8, 8, 1) and copies.images.shape == (views.ROWS, 3, 8, 8, 1)
+    np.testing.assert_array_equal(mirror.images, image.images[:, :, :, ::-1])
+    np.testing.assert_array_equal(copies.images, np.repeat(image.images, 3, axis=1))
+    assert len({picture.tobytes() for picture in image.images}) == views.ROWS
+    assert views.prepare(seen)(tmp_path).images[0].dark == "views-dark.png"
+    with pytest.raises(DataError, match="'deepcluster' has config.freeze_body=True"):
+        views.prepare(seen._replace(stage=seen.stage._replace(config=with_settings(config, freeze_body=True))))
+
+
+def test_stages_that_leave_images_out_are_found(probable, tmp_path):
+    clusters = {"self": [[0, 1, 2, 0], [1, 1, 2, 0]], "reliable": [[-1, 1, -1, 0], [0, -1, -1, 2]]}
+    for stage, rounds in clusters.items():
+        (tmp_path / "assignments" / stage).mkdir(parents=True)
+        for number, cluster in zip((9, 10), rounds, strict=True):
+            np.savez(tmp_path / "assignments" / stage / f"{number}.npz", cluster=np.array(cluster, np.int32))
+    seen = probable._replace(stage=probable.stage._replace(workdir=tmp_path))
+    found = _embedding.partial_assignments(seen, np.array([0, 1, 3, 7]))
+    assert {name: cluster.tolist() for name, cluster in found.items()} == {"reliable": [0, -1, 2, -1]}
+
+
+def test_another_stage_than_the_last_may_be_pictured():
+    config = small_config(stages="moco, self,semi")
+    assert report_job.until_pictured(config).stages == "moco,self,semi"
+    assert report_job.until_pictured(with_settings(config, report__stage="self")).stages == "moco,self"
+    assert config.stages == "moco, self,semi"
 
 
 # By the command line.
@@ -331,7 +492,8 @@ def test_without_a_checkpoint_there_is_still_a_page(workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("names", "arguments", "said"),
     [
-        ("first_layer,tnse", [], "did you mean 'tsne'? There is: activations, filters, first_layer, tsne, umap"),
+        ("first_layer,tnse", [], "did you mean 'tsne'? There is: activations, filters, first_layer, prototypes, "),
+        ("tsne", ["--config.report.stage=self"], "config.report.stage='self' is unknown. There is: deepcluster."),
         ("first_layer,filters", ["--config.report.layers=conv9"], "'conv9' is unknown; did you mean"),
         ("filters", ["--config.report.filters.lr=(1.0,2.0,3.0)"], "has 3 values for 2 layers"),
     ],
@@ -359,6 +521,6 @@ def test_a_gallery_that_is_not_whole_is_not_shown(tmp_path):
 
 
 def test_every_picture_has_its_one_function():
-    config = small_config(report__pictures="filters, activations, first_layer,tsne,umap")
-    assert len(pictures_lib.load(config)) == 5
+    config = small_config(report__pictures="filters, activations, first_layer,tsne,umap,prototypes,similarity,views")
+    assert len(pictures_lib.load(config)) == 8
     assert pictures_lib.load(small_config(report__pictures="")) == {}

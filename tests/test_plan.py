@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from small import smaller_config, smoke
+from small import smaller_config, smoke, with_settings
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
@@ -25,7 +25,7 @@ from jaxclust.main import main
 from jaxclust.methods.base import DataInfo
 from jaxclust.plan import estimate, measure, topology
 from jaxclust.plan.estimate import Kmeans
-from jaxclust.plan.program import Collective, collectives, compiled, nbytes
+from jaxclust.plan.program import Collective, Program, collectives, compiled, nbytes
 from jaxclust.plan.table import size, table, time, work
 from jaxclust.train.stage import prepare
 
@@ -78,7 +78,7 @@ def test_parameters_and_optimiser_are_those_of_the_model(found):
 
 @whole
 def test_memory_is_the_sum_of_its_parts_and_fits(found):
-    parts = ("parameters", "optimizer", "statistics", "batches", "temporaries", "program")
+    parts = ("parameters", "optimizer", "statistics", "batches", "rows", "temporaries", "program")
     assert found["memory/train"] == sum(found[f"memory/{part}"] for part in parts)
     assert found["memory/chip"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     assert found["fits"] and found["largest/batch_per_chip"] >= 8
@@ -101,7 +101,7 @@ def test_nothing_is_timed_without_published_figures(found):
 @whole
 def test_the_table_has_every_figure_and_says_whether_it_fits(planned, found):
     text = (planned / "plan.md").read_text()
-    assert "1,797 images of 8 x 8 x 1 (read from digits), float32" in text
+    assert "1,797 images of 8 x 8 x 1" in text and "Images read from digits, float32" in text
     assert f"| {size(found['memory/train'])}" in text and "cpu:8: fits, " in text
 
 
@@ -117,8 +117,27 @@ def test_the_feature_pass_gives_what_a_refresh_sees():
     """Which for UAD is longer than the feature: low maps beside it."""
     stage = smoke_stage(1, method="uad", uad__low_grid=2)
     feature, seen = stage.config.model.dim, measure.feature_dim(stage)
-    assert seen > feature
+    assert seen > feature and stage.method.points(stage.shapes) == (1, stage.config.cluster.pca_dim)
     assert 4 * seen * 64 <= measure.feature_program(stage).outputs < 4 * (seen + feature) * 64
+
+
+def test_a_memory_bank_takes_the_place_of_a_pass_over_the_images():
+    """Of DeepCluster-v2: 3 heads cluster points of 32 numbers, of which each image has 2."""
+    config = with_settings(from_file(Path("configs/deepcluster.py"), "v2_digits,smoke"), cluster__runs=1)
+    pod, size = on("v5e:4x4", 16), DIGITS.size
+    stage = measure.stage_on(topology.get("cpu:8"), config, "deepcluster_v2", DIGITS, 64)
+    found = plan.of_a_round(stage, None, 0.5, pod)
+    bank, each = 4 * 2 * 32 * size, Kmeans(size, 32, config.cluster.k, config.cluster.iterations + 1)
+    assert (found["round/bank_bytes"], found["round/point_bytes"]) == (bank, bank / 2)
+    assert found["round/bank_seconds"] == pytest.approx(bank / estimate.HOSTS)
+    assert found["round/label_bytes"] == 3 * 8 * size
+    assert found["round/sharded_seconds"] == pytest.approx(3 * estimate.on_all_chips(each, pod))
+    assert found["round/faiss_seconds"] == pytest.approx(3 * estimate.on_first_host(each, pod)[1])
+    assert not {"round/feature_seconds", "round/reduce_seconds"} & found.keys()
+    waiting = measure.train_memory(stage, Program(0, 0, 0, 0, 0, 0, ()))["rows"]
+    assert waiting == found["round/steps"] * 8 * (4 * 2 * 32 + 4 + 4)  # a chip's share; with id and position
+    alone = stage._replace(method=stage.method._replace(points=None))  # a refresh that clusters nothing
+    assert not {"round/point_bytes", "round/faiss_seconds"} & plan.of_a_round(alone, None, 0.5, pod).keys()
 
 
 def test_a_method_that_does_not_cluster_has_nothing_between_its_rounds():
@@ -288,6 +307,8 @@ def test_a_size_that_was_found_elsewhere_is_tried_first():
 
 def test_no_batch_is_larger_than_the_data_set():
     assert measure.largest(lambda batch: 10 * batch, 1e6, 8, 0, 1000) == (1000, 10_000)
+    only = {"taken": lambda batch: batch % 48 == 0}
+    assert measure.largest(lambda batch: 10 * batch, 1e6, 48, 0, 1000, **only) == (960, 9600)
 
 
 def test_memory_that_grows_in_steps_is_searched_too():
@@ -329,14 +350,26 @@ def test_a_missing_compiler_says_how_it_is_installed(tmp_path, monkeypatch):
         refused(tmp_path, "v5e:2x2")
 
 
+def test_of_several_stages_each_has_its_own_images_and_batches():
+    """Of SPICE on CIFAR-10: MoCo's queue is a multiple of its batch, and it does not see the test images."""
+    config = from_file(Path("configs/spice.py"), "cifar10")
+    infos = plan.images(config)[0]
+    assert {name: info.size for name, info in infos.items()} == {"moco": 50_000} | dict.fromkeys(
+        ("embed", "self", "reliable", "semi"), 60_000
+    )
+    assert [name for name in infos if plan.trains(config, name)] == ["moco", "self", "semi"]
+    moco = config_lib.for_stage(config, "moco")
+    assert [measure.takes(moco, infos["moco"], 128 * times) for times in (1, 3, 5, 200)] == [True, False, True, False]
+
+
 def test_images_that_are_elsewhere_must_be_described(tmp_path):
     with pytest.raises(ConfigError, match=r"'folder:/elsewhere' is not on this machine; say .*data.num_images"):
         refused(tmp_path, "cpu:8", data__source="folder:/elsewhere")
     config = from_file(Path("configs/deepcluster.py"), "imagenet")
-    assert plan.images(config)[0][:2] == (1_281_167, (224, 224, 3))
+    assert plan.images(config)[0]["deepcluster"][:2] == (1_281_167, (224, 224, 3))
     config = config_lib.base()
     config.data.source, config.data.num_images, config.data.image_size = "tfds:any", 100, 32
-    assert plan.images(config)[0][:2] == (100, (32, 32, 3))
+    assert plan.images(config)[0]["deepcluster"][:2] == (100, (32, 32, 3))
 
 
 @pytest.mark.medium

@@ -1,6 +1,6 @@
 """Every file in configs/ and each of its variants: it loads, traces at full size, and runs when shrunk."""
 
-import ast
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,30 +15,44 @@ from jaxclust.train.stage import example_batch, prepare
 
 
 def variants(path):
-    """Names in the dict that `apply_variants` is given, or those of the config that a file begins with."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Dict) and all(isinstance(value, ast.Name) for value in node.values):
-            return [key.value for key in node.keys]
-        if isinstance(node, ast.Constant) and str(node.value).endswith(".py"):
-            return variants(path.with_name(node.value))
-    raise AssertionError(f"{path} has no variants")
+    """Names of the variants of a config file, as its answer to a wrong one lists them."""
+    with pytest.raises(config_lib.ConfigError) as refused:
+        from_file(path, "unheard of")
+    return re.search(r"There is: (.*)\.$", str(refused.value))[1].split(", ")
+
+
+PAPER = {  # of SPICE, section 9: K, side, network; epochs, queue; pool, chunk, test batch, epochs; cutout, share; semi
+    "stl10": (10, 96, "clusterresnet", 1000, 65_536, 5000, 100, 100, 100, 32, 0.90, "wrn37_2"),
+    "cifar10": (10, 32, "resnet18", 1000, 12_800, 5000, 100, 100, 30, 16, 0.99, "resnet18"),
+    "cifar100": (20, 32, "clusterresnet", 1000, 12_800, 10_000, 1000, 500, 100, 16, 0.99, "wrn28_8"),
+    "imagenet10": (10, 224, "resnet34", 5000, None, 5000, 500, 100, 100, 32, 0.90, "resnet34"),
+    "imagenet_dog": (15, 224, "resnet34", 3000, None, 8000, 500, 100, 100, 32, 0.90, "resnet34"),
+    "tiny_imagenet": (200, 64, "clusterresnet", None, None, None, None, 1000, None, None, 0.90, None),
+}
+SPICE = Path("configs/spice.py")
+
+
+def marks(path, name):
+    """Networks that take seconds to trace are for later."""
+    return [pytest.mark.medium] if name == "v2" or path == SPICE and name in PAPER else []
 
 
 PRESETS = [
-    pytest.param(path, name, marks=[pytest.mark.medium] if name == "v2" else [])
+    pytest.param(path, name, marks=marks(path, name))
     for path in sorted(Path("configs").glob("*.py"))
     for name in ["", *variants(path)]
-    if not (path.stem == "uad" and name.startswith("v2"))
+    if not (path.stem == "uad" and name.startswith("v2")) and not name.endswith("_star")
 ]
 IMAGES = {"imagenet": 1_281_167, "v2": 1_281_167, "imagenette": 9469, "cifar10": 50_000, "mnist": 60_000}
+IMAGES |= {"stl10": 113_000, "imagenet_dog": 19_500, "tiny_imagenet": 100_000}
 
 
-def traced(config, size, shape):
-    """The stage of a config, traced and not run."""
+def traced(config, size, shape, number=0):
+    """A stage of a config, by default the first, traced and not run."""
     config.runtime.devices = 1
     if config.cluster.k == 0:
         config.cluster.k = 20
-    name = config_lib.stage_names(config_lib.validate(config))[0]
+    name = config_lib.stage_names(config_lib.validate(config))[number]
     info = DataInfo(size, shape, 10)
     return prepare(config, name, SimpleNamespace(size=size, image_shape=shape, labels=None), info, Path("nowhere"))
 
@@ -130,3 +144,84 @@ def test_own_folders_need_a_number_of_clusters():
         config_lib.validate(config)
     config.cluster.method = "pic"
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_spices_settings_are_those_of_the_specification(name):
+    config = config_lib.validate(from_file(SPICE, name))
+    stage = {stage: config_lib.for_stage(config, stage) for stage in config_lib.stage_names(config)}
+    moco, heads, reliable, semi = (stage.get(name) for name in ("moco", "self", "reliable", "semi"))
+    side = config.data.image_size
+    found = (
+        config.cluster.k, side, heads.model.name, moco.rounds, moco.moco.queue, heads.batch_size,
+        heads.spice.target_sub_batch_size, config.eval_batch_size, heads.rounds, heads.views.strong.erase * side,
+        reliable.reliable.ratio_confident, semi and semi.model.name,
+    )  # fmt: skip
+    assert [pair for pair in zip(found, PAPER[name], strict=True) if pair[1] not in (None, pair[0])] == []
+    assert moco.moco.queue % moco.batch_size == 0 and moco.moco.queue < moco.data.num_images
+    assert {stage.cluster.k for stage in stage.values()} == {config.cluster.k}
+    body, spice = moco.optimizer.body, heads.spice
+    assert (body.name, body.lr, body.momentum, body.weight_decay, body.schedule) == ("sgd", 0.015, 0.9, 1e-4, "cosine")
+    assert (moco.batch_size, moco.moco.temperature, moco.moco.momentum, moco.moco.dim) == (128, 0.2, 0.999, 128)
+    assert (spice.train_sub_batch_size, spice.num_repeat, spice.num_head, spice.lr) == (128, 8, 10, 0.005)
+    assert (spice.center_ratio, heads.sampler, config.evaluate.nmi_average) == (0.5, "resample", "geometric")
+    assert (reliable.reliable.num_neighbor, reliable.reliable.score) == (100, 0.99)
+
+
+def test_spices_views_are_those_of_the_specification():
+    config = from_file(SPICE, "stl10")
+    heads, semi = (config_lib.for_stage(config, name).views for name in ("self", "semi"))
+    moco = {"crop_area": 0.2, "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    assert changed(heads.query) == changed(heads.key) == {**moco, "hue": 0.1, "grey": 0.2, "blur": 0.5}
+    assert changed(heads.original) == {} and changed(heads.weak) == changed(semi.weak) == {"flip": 0.5, "pad": 4}
+    cutout = {"erase": 32 / 96, "erase_fill": (0.485, 0.456, 0.406)}
+    assert changed(heads.strong) == {"flip": 0.5, "randaugment": 4, **cutout}
+    cutout = {"erase": 0.5, "erase_fill": (125 / 255, 123 / 255, 114 / 255)}
+    assert changed(semi.strong) == {
+        "flip": 0.5, "pad": 4, "randaugment": 3, "randaugment_set": "fixmatch", **cutout
+    }  # fmt: skip
+
+
+def test_spices_last_stage_is_fixmatch_as_published_with_its_own_colours():
+    config = from_file(SPICE, "cifar10")
+    heads, semi = (config_lib.for_stage(config, name) for name in ("self", "semi"))
+    assert (semi.rounds, semi.steps, semi.refresh_every, semi.fixmatch.ema) == (0, 2**20, "1000 steps", 0.999)
+    assert (semi.batch_size, semi.unlabelled_ratio, semi.sampler) == (64 * 8, 7, "labelled_first")
+    for group in semi.optimizer.values():
+        assert (group.lr, group.schedule, group.part, group.nesterov) == (0.03, "cosine_part", 7 / 16, True)
+        assert (group.momentum, group.weight_decay, group.decayed) == (0.9, 5e-4, "no_norm")
+    assert heads.data.mean == (0.485, 0.456, 0.406) and heads.data.std == (0.229, 0.224, 0.225)
+    np.testing.assert_allclose(np.multiply(semi.data.mean, 255), (125.3, 123.0, 113.9))
+    np.testing.assert_allclose(np.multiply(semi.data.std, 255), (63.0, 62.1, 66.7))
+    assert from_file(SPICE, "cifar100").data.label == "coarse_label"
+
+
+@pytest.mark.parametrize(
+    "name, moco, heads, semi",
+    [
+        ("stl10", "train+test+unlabelled", "train+test", "train+test+unlabelled"),
+        ("stl10_star", "train+unlabelled", "train", "train+unlabelled"),
+        ("cifar10", "train", "train+test", "train+test"),
+        ("cifar10_star", "train", "train", "train"),
+        ("imagenet10", "train", "train", "train"),
+    ],
+)
+def test_spices_stages_are_trained_on_the_images_of_the_paper(name, moco, heads, semi):
+    config = from_file(SPICE, name)
+    data = {stage: config_lib.for_stage(config, stage).data for stage in config_lib.stage_names(config)}
+    trains = {"moco": moco, "embed": heads, "self": heads, "reliable": heads, "semi": semi}
+    assert {stage: of.train for stage, of in data.items()} == trains
+    sizes = {"stl10": (5000, 8000, 100_000), "cifar1": (50_000, 10_000), "imagen": (13_000,)}
+    of = dict(
+        zip(("train", "test", "unlabelled"), next(v for k, v in sizes.items() if name.startswith(k)), strict=False)
+    )
+    assert all(of_stage.num_images == sum(of[part] for part in of_stage.train.split("+")) for of_stage in data.values())
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("number, size", [(1, 60_000), (2, 60_000), (3, 60_000), (4, 60_000)])
+def test_the_whole_recipe_of_cifar10_traces_at_full_size(number, size):
+    stage = traced(from_file(SPICE, "cifar10"), size, (32, 32, 3), number)
+    assert stage.lengths.stage == (0, 30 * 12, 0, 2**20)[number - 1]
+    if stage.name == "semi":
+        assert stage.shapes.params["top"]["embedding"]["kernel"].shape == (512, 10)

@@ -17,11 +17,15 @@ def digits(workdir, *arguments):
 
 @pytest.mark.medium
 def test_deepcluster_beats_raw_pixels_on_digits_within_eight_rounds(tmp_path):
-    """The median of three seeds: so early one of seven was caught where two digits share a cluster (ACC 0.81)."""
-    runs = [digits(tmp_path / str(seed), "--config.rounds=8", f"--config.seed={seed}") for seed in range(3)]
-    acc, nmi = (np.median([results[f"train/{name}"] for results in runs]) for name in ("acc", "nmi"))
-    assert acc >= 0.85 and nmi >= 0.80
-    assert [results["clusters"] for results in runs] == [10, 10, 10]
+    """Two of three seeds do: so early one of seven was caught where two digits share a cluster (ACC 0.81)."""
+    better = []
+    for seed in range(3):
+        results = digits(tmp_path / str(seed), "--config.rounds=8", f"--config.seed={seed}")
+        better.append(results["train/acc"] >= 0.85 and results["train/nmi"] >= 0.80)
+        assert results["clusters"] == 10
+        if better.count(better[-1]) == 2:  # the majority, whatever a third would find
+            break
+    assert better.count(True) == 2
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxclust import config as settings
 from jaxclust.errors import ConfigError
-from jaxclust.report import figures, html, scores, workdir
+from jaxclust.report import curves, figures, html, scores, workdir
 
 HOSTILE = '<script>alert("1")</script>&amp; $\\frac{ 漢字 émile\u202e'
 
@@ -173,6 +173,8 @@ def test_every_comparison_of_features_has_a_table(tmp_path):
     for shown in ("0.6250", "map@r", "0.3750", "1,797", "10pct", "0.0625", "0.8750"):
         assert shown in page.text
     assert scores.agreement(found | {"train/acc": 0.5}) == {"train": {"acc": 0.5}}
+    of_stages = {"embed/train/acc": 0.25, "self/test/nmi": 0.75}
+    assert scores.agreement(of_stages) == {"embed/train": {"acc": 0.25}, "self/test": {"nmi": 0.75}}
 
 
 def test_loss_that_stays_at_guessing_is_said(tmp_path):
@@ -244,6 +246,60 @@ def test_several_stages_follow_one_another(tmp_path):
     assert metrics.stages == [("moco", 0), ("self", 2)]
     np.testing.assert_array_equal(metrics.series("train/loss"), [[0, 1, 2], [3, 2, 1]])
     assert metrics.last() == {"round": 0, "train/loss": 1.0, "train/acc": 0.5}
+    report(tmp_path)
+    line = figures.Line("loss", *metrics.series("train/loss"))
+    parts = [part.tolist() for part, _ in figures._by_stage(line, [*metrics.stages, ("semi", 3)])]
+    assert parts == [[0, 1], [2]]  # no line goes on into the next stage
+
+
+def in_stages(folder, finished=True):
+    """The workdir of `make` as a run of three stages, of which the last leaves images out."""
+    make(folder, finished=finished)
+    path = folder / "config.json"
+    own = {"embed": {"rounds": 0, "cluster": {"k": 7}}, "self": {"method": "spice"}, "last": {"cluster": {"k": 3}}}
+    config = json.loads(path.read_text()) | {"stages": "embed, self,last", "stage": own}
+    path.write_text(json.dumps(config))
+    (folder / "assignments" / "last").mkdir()
+    np.savez(folder / "assignments" / "last" / "1.npz", cluster=np.array([-1] * 30 + [0, 0, 0, 1, 1, 1], np.int32))
+    write_csv(folder / "confusion-self-train.csv", ["cluster", "x", "y", "z"], [(0, 9, 1, 0), (1, 1, 9, 0)])
+    return folder
+
+
+def test_stages_stand_in_one_table_and_the_clusters_are_those_of_the_last(tmp_path):
+    path = in_stages(tmp_path) / "results.json"
+    earlier = {"embed/train/acc": 0.375, "self/train/acc": 0.625, "last/train/acc": 0.125, "self/train/head0_acc": 0.5}
+    path.write_text(json.dumps(earlier | json.loads(path.read_text())))
+    text = " ".join(report(tmp_path).text.split())
+    assert "embed → self → last · convnet · k = 3" in text
+    assert "stage clusters by split ACC" in text
+    for row in ("embed kmeans train 0.3750", "self spice train 0.6250", "last deepcluster train 0.9123"):
+        assert row in text
+    assert "0.1250" not in text and "Clusters against classes, self-train" in text
+    assert workdir.read(tmp_path).clusters[1].tolist() == [12, 12, 12]  # of assignments.csv
+
+
+def test_clusters_of_a_stage_that_runs_have_no_names_of_an_earlier_one(tmp_path):
+    run = workdir.read(in_stages(tmp_path, finished=False))
+    assert run.clusters[1].tolist() == [3, 3] and list(run.confusions) == ["self-train"]
+    assert [cluster.name for cluster in html._clusters(run)] == ["", ""]
+
+
+def test_the_curves_of_heads_mark_the_selected_one(tmp_path):
+    lines = [{"stage": "moco", "round": 0, "train/loss": 9.0}]
+    for i, (loss, other, head, lowest) in enumerate([(2.0, 2.5, 0, 2.0), (1.9, 1.8, 1, 1.8), (1.85, 1.9, 1, 1.8)]):
+        heads = {"heads/loss0": loss, "heads/loss1": other, "heads/loss": (loss + other) / 2}
+        acc = {"train/head0_acc": 0.25, "train/head1_acc": 0.5 + i / 8, "train/heads_acc": 0.4, "train/loss": loss}
+        of = {"selected/head": head, "selected/loss": lowest}
+        lines.append({"stage": "self", "round": i, **heads, **acc, **of, "train/loss/head0": loss})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = {panel.title: panel for panel in curves.panels(workdir.read(tmp_path).metrics, 10)}
+    own = found["loss of each head's own labels, which selects one"]
+    assert [line.label for line in own.lines] == ["mean", "selected: 1"] and own.dot == (2.0, 1.8)
+    assert [line.y.tolist() for line in own.others] == [[2.0, 1.9, 1.85], [2.5, 1.8, 1.9]]
+    assert found["ACC of each head"].dot == (2.0, 0.625)
+    training = found["loss of each head in training"]  # of head 1 nothing was logged
+    assert [line.label for line in training.lines] == ["mean"] and training.lines[0].x.tolist() == [1, 2, 3]
+    assert "NMI of each head" not in found and found["loss"].lines[0].y.tolist() == [9.0, 2.0, 1.9, 1.85]
     report(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """The sampler: shares of clusters, exact lengths, the published defect (deepcluster.md 2.6, check 12)."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from jaxclust import config as c
 from jaxclust.data.sampler import POOLS, draw
-from jaxclust.errors import ConfigError
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.methods.base import Targets
+from jaxclust.train import loop
 from jaxclust.train.lengths import lengths
 
 SIZES = (5000, 1000, 500, 100, 50, 10, 0, 1)
@@ -145,5 +148,42 @@ def test_an_epoch_has_only_whole_pools_and_a_pool_no_more_than_all_images(kind):
     assert lengths(config, 14_999).round == 4
     with pytest.raises(ConfigError, match="batch_size=5000.*distinct images, and there are 4999"):
         lengths(config, 4999)
-    with pytest.raises(ValueError, match="5 distinct ids cannot be drawn from 4"):
+    with pytest.raises(DataError, match=f"batch_size=5, but config.sampler='{kind}' makes .* there are 4 to train on"):
         draw(kind, np.arange(4), np.zeros(4, np.int32), 5, 0, 5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    targets=st.lists(st.integers(-1, 4), min_size=1, max_size=40).filter(lambda values: max(values) >= 0),
+    ratio=st.integers(1, 9),
+    groups=st.integers(1, 60),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_s11_the_first_of_each_group_has_a_label_and_the_others_are_any(targets, ratio, groups, seed):
+    targets = np.array(targets, np.int32)
+    ids = np.random.default_rng(seed).permutation(len(targets))
+    length = groups * (1 + ratio) - seed % 2
+    drawn = draw("labelled_first", ids, targets, length, (seed, 1), unlabelled=ratio)
+    assert drawn.dtype == np.int32 and drawn.shape == (length,) and np.isin(drawn, ids).all()
+    assert (targets[drawn[:: 1 + ratio]] >= 0).all()
+    np.testing.assert_array_equal(drawn, draw("labelled_first", ids, targets, length, (seed, 1), unlabelled=ratio))
+
+
+def test_s11_all_images_with_a_label_come_first_and_all_images_follow_equally_often():
+    targets = np.where(np.arange(20) % 4, -1, 3)
+    drawn = draw("labelled_first", np.arange(20), targets, 8 * 1000, 0, unlabelled=7).reshape(-1, 8)
+    np.testing.assert_allclose(np.bincount(drawn[:, 0], minlength=20)[::4], 200, atol=50)
+    np.testing.assert_allclose(np.bincount(drawn[:, 1:].ravel(), minlength=20), 350, atol=80)
+    assert (drawn[:, 1:].min(axis=0) < 4).all() and (drawn[:-1] != drawn[1:]).any(axis=0).all()
+    with pytest.raises(DataError, match="sampler='labelled_first' draws images with a label, and none of 20 has one"):
+        draw("labelled_first", np.arange(20), np.full(20, -1), 16, 0)
+
+
+def test_a_run_draws_groups_of_its_own_ratio():
+    config = c.base()
+    config.sampler, config.unlabelled_ratio, config.batch_size = "labelled_first", 2, 6
+    targets = np.where(np.arange(50) % 10, -1, 0).astype(np.int32)
+    stage = SimpleNamespace(config=config, number=0, lengths=SimpleNamespace(round=20))
+    held = Targets(targets, np.ones(50, np.float32), np.arange(50, dtype=np.int32), np.int32(0))
+    drawn = loop._order(stage, held, 1)
+    assert drawn.shape == (120,) and (targets[drawn[::3]] == 0).all() and (targets[drawn] == 0).mean() < 0.6

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from small import few_digits, prepared, run, small_config, trained, with_settings
+from test_prototypes import slow_labels
 
-from jaxclust import runtime
+from jaxclust import hosts, runtime
 from jaxclust.data.source import Source
 from jaxclust.data.split import from_array
 from jaxclust.errors import ConfigError, DataError
@@ -137,6 +139,15 @@ def test_s6_the_lowest_loss_so_far_selects_its_head_and_no_label_is_there(stage,
     assert state.extra["selected"]["index"] == 2
 
 
+def test_host_0_judges_the_heads_for_all(stage, begun, monkeypatch):
+    state = begun[0]
+    said = judgement(1.5, 1.25, 2.0)(None, None)
+    monkeypatch.setattr(hosts, "from_first", lambda make, what, deadline: said)
+    rows = over_all(stage, runtime.put_replicated(state, stage.mesh), stage.look, "test")["features"]
+    selected = stage.method.refresh(state, None, rows, None).extra["selected"]
+    assert (selected["index"], selected["loss"]) == (1, 1.25)
+
+
 def test_a_head_is_judged_by_the_double_softmax_of_its_own_labels(begun):
     rng = np.random.default_rng(0)
     embeddings, logits = rng.standard_normal((60, 5)).astype(np.float32), rng.standard_normal((60, 2, 3))
@@ -160,6 +171,64 @@ def test_heads_differ_and_all_of_them_move(stage, begun):
     moved = after.params["heads"]["hidden1"]["kernel"] - kernel
     assert (np.abs(moved).max(axis=(1, 2)) > 1e-3).all()
     assert leaves(after.opt_state)["[1][0].count"] == 10, "two passes of five minibatches over 200 rows"
+
+
+def slow_head(w, x):
+    """The hidden layer and the probabilities [n, K] of a head."""
+    hidden = np.maximum(x @ w["hidden1"]["kernel"] + w["hidden1"]["bias"], 0)
+    scores = hidden @ w["embedding"]["kernel"] + w["embedding"]["bias"]
+    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return hidden, odds / odds.sum(axis=1, keepdims=True)
+
+
+def slow_gradient(w, x, label):
+    """Of the mean double softmax of a head."""
+    hidden, p = slow_head(w, x)
+    q = np.exp(p) / np.exp(p).sum(axis=1, keepdims=True)
+    of_p = (q - np.eye(K)[label]) / len(x)
+    of_scores = p * (of_p - (of_p * p).sum(axis=1, keepdims=True))
+    of_hidden = of_scores @ w["embedding"]["kernel"].T * (hidden > 0)
+    return {
+        "hidden1": {"kernel": x.T @ of_hidden, "bias": of_hidden.sum(axis=0)},
+        "embedding": {"kernel": hidden.T @ of_scores, "bias": of_scores.sum(axis=0)},
+    }
+
+
+def slow_adam(w, gradients, lr):
+    """`w` after steps down `gradients(w)`, by Kingma and Ba's algorithm 1."""
+    m = v = jax.tree.map(np.zeros_like, w)
+    for t, gradient in enumerate(gradients, 1):
+        g = gradient(w)
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+        w = jax.tree.map(lambda w, m, v, t=t: w - lr * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), w, m, v)
+    return w
+
+
+@pytest.mark.medium
+def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64):
+    """Centres of originals by scores of weak views, gradients of strong ones, the decay, and Adam, in NumPy."""
+    config = spice_config(**SMALL, spice__weight_decay=0.01, runtime__dtype="float64")
+    stage = prepared(config, tmp_path, clouds(400))
+    state, targets = stage.first()
+    state, batch = jax.device_get(state), next(loop._batches(stage, targets, 0))
+    original, weak, strong = (np.float64(batch["views"][name]) for name in spice.VIEWS)
+    unit = original / np.linalg.norm(original, axis=1, keepdims=True)
+    net = spice.net_of(config, stage.info)
+    places = np.asarray(spice.minibatches(net, 200, jax.random.fold_in(jax.random.key(0), 0))[0])
+    assert places.shape == (10, 40) and all(len(set(one.ravel())) == 200 for one in np.split(places, 2))
+    after = stepped(stage, state, batch).params["heads"]
+    for h in range(3):
+        w = jax.tree.map(lambda leaf, h=h: leaf[h], state.params["heads"])
+        index, label, _ = (np.array(part) for part in slow_labels(unit, np.log(slow_head(w, weak)[1]), 10, 20))
+
+        def gradient(chosen, w, index=index, label=label):
+            of_loss = slow_gradient(w, strong[index[chosen]], label[chosen])
+            return jax.tree.map(lambda g, w: g / 3 + 0.01 * w, of_loss, w)
+
+        expected = slow_adam(w, [partial(gradient, chosen) for chosen in places], 0.005)
+        moved = jax.tree.map(lambda leaf, h=h: leaf[h], after)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), moved, expected)
 
 
 @pytest.mark.medium
@@ -209,7 +278,11 @@ def test_a_course_of_the_ratio_and_the_best_of_centres_leave_images_out(tmp_path
         **SMALL, steps=2, rounds=0, log_every="1 step", spice__overlap="best", spice__ratio__start=0.5,
         spice__ratio__iter_up=1, spice__ratio__iter_down=5, spice__ratio__iter_end=5,
     )  # fmt: skip
-    trained(config, tmp_path, clouds(200))
+    source = clouds(200)
+    trained(config, tmp_path, source)
+    rows = source.splits["train"].images
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert records(tmp_path)[0]["features/std"] == pytest.approx(unit.std(axis=0).mean(), rel=1e-5)
     few, many = (record for record in records(tmp_path) if "train/loss" in record)
     assert few["train/coverage"] <= 0.5 < many["train/coverage"]
     assert few["train/overlap"] == many["train/overlap"] == 0
@@ -229,6 +302,12 @@ def test_a_course_of_the_ratio_and_the_best_of_centres_leave_images_out(tmp_path
 def test_what_cannot_work_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         spice.make(spice_config(**{"batch_size": 1000, **fields}), DataInfo(1000, (DIM,)))
+
+
+def test_reliable_labels_need_no_pool(tmp_path, caplog):
+    config = spice_config(method="reliable", rounds=0, batch_size=32, cluster__k=50, reliable__num_neighbor=5)
+    assert prepared(config, tmp_path, clouds(400)).lengths.stage == 0
+    assert not caplog.text
 
 
 def test_a_body_that_gives_one_feature_for_each_image_is_refused():
@@ -301,36 +380,20 @@ def test_the_oracle_needs_labels_and_is_the_best_head():
     assert oracle.measure({"cluster": labels}, labels, config, None) == {}
 
 
-CONFIG = """
-from jaxclust import config as c
-
-
-def get_config(variant):
-    config = c.base()
-    config.stages, config.sampler, config.cluster.k = "self,reliable", "partition", 10
-    config.batch_size, config.rounds, config.refresh_every = 500, 5, "1 epoch"
-    config.freeze_body, config.evaluate.suite = True, "clustering,heads"
-    config.spice.num_head = 3
-    with config.unlocked():
-        for name, noise in (("original", 0.0), ("weak", 0.3), ("strong", 0.8)):
-            config.views[name] = {"noise": noise}
-        config.stage.self = {"method": "spice"}
-        config.stage.reliable = {"method": "reliable", "rounds": 0, "init_from": "@self"}
-    config.reliable.num_neighbor, config.reliable.score = 20, 0.9
-    return config
-"""
-
-
 @pytest.mark.medium
 def test_a_file_of_features_becomes_clusters_and_reliable_labels_by_command(tmp_path):
     source = clouds(500)
-    split, file, config = source.splits["train"], tmp_path / "rows.npz", tmp_path / "spice_features.py"
+    split, file, workdir = source.splits["train"], tmp_path / "rows.npz", tmp_path / "run"
     np.savez(file, features=split.images, labels=split.labels)
-    config.write_text(CONFIG)
-    workdir = tmp_path / "run"
-    command = (f"--config={config}", f"--config.data.source=features:{file}", f"--workdir={workdir}")
-    assert run(*command) == 0
+    fewer = {
+        "stage.self.rounds": 5, "stage.self.batch_size": 500, "stage.self.sampler": "partition", "spice.num_head": 3,
+        "reliable.num_neighbor": 20, "reliable.score": 0.9,
+    }  # fmt: skip
+    settings = [f"--config.{name}={value}" for name, value in fewer.items()]
+    command = ("--config=configs/spice.py:features", f"--config.data.source=features:{file}", f"--workdir={workdir}")
+    assert run(*command, *settings) == 0
     results = json.loads((workdir / "results.json").read_text())
+    assert results["embed/train/acc"] > 0.9  # k-means on the same rows
     assert results["train/acc"] > 0.9 and results["train/oracle_acc"] >= results["train/head1_acc"]
     saved = np.load(workdir / "assignments" / "reliable" / "0.npz")["cluster"]
     counts = np.bincount(saved[saved >= 0], minlength=10)
@@ -338,4 +401,4 @@ def test_a_file_of_features_becomes_clusters_and_reliable_labels_by_command(tmp_
     assert clustering.accuracy(saved, split.labels) > 0.97
     chosen = [record for record in records(workdir) if record["stage"] == "reliable"][0]
     assert chosen["selected/loss"] == [r for r in records(workdir) if r["stage"] == "self"][-1]["selected/loss"]
-    assert run(*command, "--job=evaluate") == 0
+    assert run(*command, *settings, "--job=evaluate") == 0

@@ -88,6 +88,25 @@ def _values(split):
 # --- what is read
 
 
+def test_a_class_may_be_asked_for_and_images_without_one_are_trained_on(tmp_path):
+    """As coarse_label of CIFAR-100, and the unlabelled images of STL10, whose label is -1."""
+    coarse = tfds.features.ClassLabel(names=["big", "small"])
+    records = [{"image": image, "label": i % 3, "coarse_label": i // 2} for i, image in enumerate(_bytes(0, 1, 2, 3))]
+    unlabelled = [{"image": image, "label": -1, "coarse_label": -1} for image in _bytes(4, 5)]
+    keys = ("image", "label")
+    splits = {"train": records[:2], "test": records[2:], "unlabelled": unlabelled}
+    _write(tmp_path, splits, _features(coarse_label=coarse), keys=keys)
+    source = _open(tmp_path, label="coarse_label", train="train+test+unlabelled")
+    split = source.splits["train"]
+    assert source.class_names == ("big", "small") and split.labels.tolist() == [0, 0, 1, 1, -1, -1]
+    assert _values(split) == [0, 1, 2, 3, 4, 5] and split.path(4) == "mine/unlabelled/0"
+    assert _open(tmp_path).splits["test"].labels.tolist() == [2, 0]
+    with pytest.raises(ConfigError, match=r"label='coarse_labl' is no class of .*did you mean 'coarse_label'\?"):
+        _open(tmp_path, label="coarse_labl")
+    with pytest.raises(ConfigError, match=r"no split 'unlabeled'; did you mean 'unlabelled'\? There is: train, test"):
+        _open(tmp_path, train="train+unlabeled")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("cache", [10**9, 0])
 def test_pixels_labels_and_order_are_those_of_the_files(tmp_path, format, cache):

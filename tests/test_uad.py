@@ -13,7 +13,7 @@ from small import few_digits, few_vectors, prepared, run, smaller_config, traine
 
 from jaxclust import config as config_lib
 from jaxclust import models, runtime
-from jaxclust.cluster import kmeans_faiss, pic
+from jaxclust.cluster import Clustering, Nearest, fuzzy, kmeans_faiss, pic
 from jaxclust.errors import ConfigError
 from jaxclust.features.rows import Rows
 from jaxclust.methods import classifier, fusion, uad
@@ -185,6 +185,35 @@ def test_the_nearest_centroids_are_those_of_a_slow_double(backend):
     assert (np.diff(found.nearest.distances, axis=1) >= 0).all()
 
 
+def test_13_what_images_weigh_follows_from_their_clustering():
+    """Of six images in two clusters; a third, to whose centroid all are second nearest, is empty."""
+    ids = np.array([[0, 2, 1]] * 4 + [[1, 2, 0]] * 2, np.int32)
+    squared = np.sort(np.random.default_rng(0).uniform(0.5, 2, (6, 3)), axis=1).astype(np.float32)
+    found = Clustering(ids[:, 0], squared[:, 0], np.zeros((3, 2), np.float32), {}, Nearest(ids, squared))
+
+    def weighed(found, round_=0, **fields):
+        return uad.weighed(
+            uad_config("full", **{f"uad__{name}": value for name, value in fields.items()}), found, round_
+        )
+
+    near, _, far = 1 / squared.T
+    without = weighed(found)
+    np.testing.assert_allclose(without.record["membership"], near / (near + far), rtol=1e-4)
+    everything = weighed(found, ignore_empty_centroids=False).record["membership"]
+    np.testing.assert_allclose(everything, near / (1 / squared).sum(axis=1), rtol=1e-4)
+    c = without.record["certainty"]
+    assert without.metrics["certainty/p30"] == pytest.approx(np.percentile(c, 30))
+    for round_, share in ((0, 0.25), (2, 0.75), (9, 1.0)):
+        expected = fuzzy.weights(c, strength=0.5 * share, power=1.0, largest=5.0, direction="certain")
+        np.testing.assert_allclose(weighed(found, round_, weight_warmup=3).weight, expected, rtol=1e-5)
+    drawn = weighed(found, loss_norm="sampler").weight
+    assert (drawn[:4].mean() + drawn[4:].mean()) / 2 == pytest.approx(1) and drawn.mean() != pytest.approx(1)
+    capped = weighed(found, min_cluster_for_certainty=3).record["certainty"]
+    assert capped[4:].max() <= np.median(c) + 1e-6 and c[4:].max() > np.median(c)
+    one = weighed(found._replace(nearest=None))  # one centroid alone has nothing to be compared with
+    assert (one.weight == 1).all() and not one.record
+
+
 def test_14_an_image_counts_by_its_weight_and_batch_weights_have_no_scale():
     config = uad_config("full", uad__loss_norm="batch")
     c = classifier.classifier(config, DataInfo(100, (8, 8, 1)))
@@ -214,12 +243,30 @@ def test_14_an_image_counts_by_its_weight_and_batch_weights_have_no_scale():
 
 def test_17_pic_knows_certainty_by_its_graph(tmp_path):
     rng = np.random.default_rng(0)
-    cliques = [rng.normal(0, 0.05, (20, 2)) + centre for centre in ((0, 0), (4, 0))]
-    rows = np.concatenate([*cliques, [[2.0, 0.0]]]).astype(np.float32)
-    found = pic.pic(rows, 0, neighbours=5, sigma=2.0, alpha=0.9, iterations=100, merge_singletons=True, backend="faiss")
+    left = rng.normal(0, 0.05, (20, 2)) + (-2, 0)
+    rows = np.concatenate([left, left * (-1, 1), [[0.0, 0.0]]]).astype(np.float32)  # a mirror image, a bridge between
+    found = pic.pic(rows, 0, neighbours=6, sigma=2.0, alpha=0.9, iterations=100, merge_singletons=True, backend="faiss")
     c = found.certainty
     assert c.shape == (41,) and ((c >= 0) & (c <= 1)).all()
-    assert c[40] <= c.min() + 1e-6 or c[40] < np.median(c)
+    assert c[40] == pytest.approx(0.5) and c[:40].min() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["faiss", "jax"])
+def test_17_means_of_pics_clusters_may_be_asked_for(backend):
+    rows = np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32)
+    found = pic.pic(
+        rows, 0, neighbours=5, sigma=0.5, alpha=0.001, iterations=50, merge_singletons=True, backend=backend, nearest=4
+    )
+    squared = ((rows[:, None].astype(np.float64) - found.centroids[None]) ** 2).sum(axis=2)
+    elsewhere = squared.argmin(axis=1) != found.labels
+    assert len(found.centroids) > 4 and elsewhere.any()
+    for row, own, ids, distances in zip(squared, found.labels, *found.nearest, strict=True):
+        others = [k for k in np.argsort(row, kind="stable") if k != own]
+        np.testing.assert_array_equal(ids, [own, *others[:3]])
+        np.testing.assert_allclose(distances, row[ids], rtol=1e-4, atol=1e-5)
+    config = uad_config("full", cluster__method="pic", uad__pic_centroids=True)
+    certainty = uad.weighed(config, found, 0).record["certainty"]
+    assert certainty[~elsewhere].mean() > certainty[elsewhere].mean() + 0.1
 
 
 def test_17_forms_that_need_centroids_are_refused_for_pic():
@@ -267,7 +314,8 @@ def test_18_20_every_mode_trains_and_writes_its_files(whole):
     for round_ in range(4):
         with np.load(workdir / "uncertainty" / "uad" / f"{round_}.npz", allow_pickle=False) as saved:
             assert set(saved) >= {"id", "distance", "membership", "certainty", "weight"}
-            assert all(len(saved[name]) == 300 and np.isfinite(saved[name]).all() for name in saved)
+            of_images = [saved[name] for name in saved if name != "fingerprint"]
+            assert all(len(values) == 300 and np.isfinite(values).all() for values in of_images)
     assert all(0 <= record["train/certainty_auc"] <= 1 for record in records)
 
 

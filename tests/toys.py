@@ -95,6 +95,26 @@ def own_update(config, info):
     return base._replace(init=init, update=update, embed=average_embed)
 
 
+def averaged(config, info):
+    """A moving average of the parameters after each gradient step clusters."""
+    base = plain(config, info)
+
+    def init(rng, batch):
+        params, _ = base.init(rng, batch)
+        return params, {"average": params}
+
+    def after(params, extra):
+        return {"average": jax.tree.map(lambda a, w: 0.75 * a + 0.25 * w, extra["average"], params)}
+
+    def average_embed(params, extra, images, layers=()):
+        return embed(extra["average"], extra, images, layers)
+
+    def average_predict(params, extra, images):
+        return predict(extra["average"], extra, images)
+
+    return base._replace(init=init, after=after, embed=average_embed, predict=average_predict)
+
+
 def two_optimizers(config, info):
     """Body and head move in turns."""
 
@@ -146,4 +166,5 @@ def two_views(config, info):
     return Method(init, loss, embed, views=("query", "key"))
 
 
-TOYS = {f.__name__: f for f in (plain, supervised, refreshed, own_update, two_optimizers, row_outputs, two_views)}
+SHAPES = (plain, supervised, refreshed, own_update, averaged, two_optimizers, row_outputs, two_views)
+TOYS = {f.__name__: f for f in SHAPES}

@@ -67,6 +67,17 @@ def neighbours(rows: np.ndarray, num: int, backend: str, *, field: str = "config
     return found
 
 
+def among(candidates: np.ndarray, rows: np.ndarray, num: int, backend: str) -> np.ndarray:
+    """Ids int32 [N, num] of the nearest of `candidates` [K, d] to each of rows [N, d], both float32, nearest first."""
+    search, size = _BACKENDS[backend](candidates), len(rows)
+    chunk = min(max(_NUMBERS // len(candidates), 1), size)
+    ids = np.empty((size, num), np.int32)
+    for start in range(0, size, chunk):
+        first = min(start, size - chunk)  # chunks of one length, as above
+        ids[first : first + chunk] = search(rows[first : first + chunk], num)
+    return ids
+
+
 def group_equal(rows: np.ndarray, limit: int) -> Distinct:
     """Groups of equal rows float32 [N, d], with at most `limit` members listed for each."""
     size, dim = rows.shape

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from jaxclust.cluster import Clusterer, Clustering, backend, own_distances
+from jaxclust.cluster import Clusterer, Clustering, Nearest, backend, own_distances
 from jaxclust.cluster import neighbours as knn
 from jaxclust.cluster._on_first import on_first_host
 
 
 def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
-    """`pic` as `config.cluster` describes it, by host 0 for all; it has no centroids that are `nearest`."""
+    """`pic` as `config.cluster` describes it, by host 0 for all; the `nearest` are means of its clusters."""
     own = config.cluster.pic
     cluster = partial(
         pic,
@@ -27,6 +27,7 @@ def make(config: ConfigDict, nearest: int = 1) -> Clusterer:
         iterations=own.iterations,
         merge_singletons=own.merge_singletons,
         backend=backend(config.cluster.backend),
+        nearest=nearest,
     )
     return on_first_host(cluster, memory, "pic", config)
 
@@ -48,6 +49,7 @@ def pic(
     iterations: int,
     merge_singletons: bool,
     backend: str,
+    nearest: int = 1,
 ) -> Clustering:
     """Clusters of rows float32 [N, d] by power iteration; nothing is random, so `seed` changes nothing.
 
@@ -55,7 +57,8 @@ def pic(
     exp(-squared distance / sigma^2); `alpha` is the share of the graph in each of the power `iterations`. Clusters are
     numbered by their peaks' ids; centroids are means. `info` also has `components` (of the graph) and `merged`
     (clusters of one row that joined another); `certainty` is that of `agreement`.
-    Small `alpha` and few neighbours make many small, pure clusters.
+    Small `alpha` and few neighbours make many small, pure clusters. With `nearest` > 1 the means are searched once, and
+    told are the own one, which need not be the nearest, and the nearest others.
     ConfigError if neighbours >= N, DataError for rows that are not finite.
     """
     rows = np.ascontiguousarray(rows, np.float32)
@@ -75,7 +78,17 @@ def pic(
         "merged": merged,
     }
     distances, certainty = own_distances(rows, labels, centroids), agreement(found, sigma, labels)
-    return Clustering(labels, distances, centroids, info, certainty=certainty)
+    others = nearest_means(rows, labels, centroids, nearest, backend) if nearest > 1 else None
+    return Clustering(labels, distances, centroids, info, others, certainty)
+
+
+def nearest_means(rows: np.ndarray, labels: np.ndarray, centroids: np.ndarray, num: int, backend: str) -> Nearest:
+    """Of each row the own centroid and the `num` - 1 nearest others, or as many as there are."""
+    num = min(num, len(centroids))
+    found = knn.among(centroids, rows, num, backend)
+    others = np.argsort(found == labels[:, None], axis=1, kind="stable")[:, : num - 1]  # the own one is put last
+    ids = np.concatenate([labels[:, None], np.take_along_axis(found, others, axis=1)], axis=1)
+    return Nearest(ids, np.stack([own_distances(rows, column, centroids) for column in ids.T], axis=1))
 
 
 def affinity(found: knn.Neighbours, sigma: float) -> sparse.csr_array:

@@ -48,28 +48,30 @@ def _has_extension(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def split_folders(paths: Sequence[str]) -> dict[str, str]:
+def split_folders(paths: Sequence[str], asked: Sequence[str] = ()) -> dict[str, str]:
     """The folder ("" or with a slash at its end) of each split.
 
-    A folder `train` is the split "train", and `test`, `val` or `validation` beside it is "test".
-    Without such a neighbour but beside other images it is a class (of trains, say). With no folder
-    `train` everything is the split "train".
+    A folder `train` is the split "train", and `test`, `val` or `validation` beside it is "test"; others are splits
+    where they are `asked` for by name. Without such a neighbour but beside other images it is a class (of trains,
+    say). With no folder `train` everything is the split "train".
     """
     tops = {path.partition("/")[0] for path in paths if "/" in path}
     held_out = next((name for name in HELD_OUT if name in tops), None)
     if "train" not in tops:
         return {"train": ""}
-    left_out = [path for path in paths if not path.startswith(("train/", f"{held_out}/"))]
-    if left_out and held_out is None:
+    folders = {"train": "train/"} | ({"test": f"{held_out}/"} if held_out else {})
+    folders |= {name: f"{name}/" for name in asked if name in tops and name not in folders}
+    left_out = [path for path in paths if not path.startswith(tuple(folders.values()))]
+    if left_out and len(folders) == 1:
         return {"train": ""}
     if left_out:
         logging.getLogger(__name__).warning(
-            "%d images outside of train/ and %s/ are left out, such as %r",
+            "%d images outside of %s are left out, such as %r",
             len(left_out),
-            held_out,
+            " and ".join(folders.values()),
             left_out[0],
         )
-    return {"train": "train/"} | ({"test": f"{held_out}/"} if held_out else {})
+    return folders
 
 
 def classes(paths: Sequence[str]) -> list[str] | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxclust.errors import DataError
+
 Ids = NDArray[np.int32]
 
 
@@ -21,6 +23,7 @@ def draw(
     batch_size: int = 1,
     *,
     first_batch: int = 0,
+    unlabelled: int = 7,
 ) -> Ids:
     """Draws `length` of `ids` [M] with replacement only where needed; int32 [length].
 
@@ -31,6 +34,9 @@ def draw(
     Three more are of SPICE (section 6.4 of its specification), whose batches are pools: "resample" (each the first
     images of a new permutation), "partition" (chunks of one permutation, then of another, without its remainder) and
     "fixed" (chunk number i, from `first_batch` on, always has the same images, in their order; the remainder has none).
+
+    "labelled_first" is FixMatch's: of every 1 + `unlabelled` images the first has a target that is not negative, the
+    others are any; all with replacement. DataError if no target of `ids` is.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = np.asarray(ids, np.int32)
@@ -40,6 +46,8 @@ def draw(
         return _uniform_image(ids, length, rng)
     if kind in POOLS:
         return _pools(kind, ids, length, rng, batch_size, first_batch)
+    if kind == "labelled_first":
+        return _labelled_first(ids, targets, length, rng, unlabelled)
     by_cluster, ends = _by_cluster(ids, targets)
     if length < len(ends):
         logging.getLogger(__name__).warning(
@@ -53,7 +61,8 @@ def draw(
         # The defect: drawn ids index the list that is ordered cluster by cluster.
         drawn = _uniform_cluster(by_cluster, ends, length, rng)
         return by_cluster[np.searchsorted(np.sort(ids), drawn)]
-    raise ValueError(f"sampler {kind!r} is none of uniform_image, uniform_cluster, upstream, {', '.join(POOLS)}")
+    known = ("uniform_image", "uniform_cluster", "upstream", *POOLS, "labelled_first")
+    raise ValueError(f"sampler {kind!r} is none of {', '.join(known)}")
 
 
 def _uniform_image(ids: Ids, length: int, rng: np.random.Generator) -> Ids:
@@ -64,7 +73,10 @@ def _uniform_image(ids: Ids, length: int, rng: np.random.Generator) -> Ids:
 def _pools(kind: str, ids: Ids, length: int, rng: np.random.Generator, size: int, first: int) -> Ids:
     chunks = len(ids) // size
     if not chunks:
-        raise ValueError(f"a batch of {size} distinct ids cannot be drawn from {len(ids)}")
+        raise DataError(
+            f"config.batch_size={size}, but config.sampler={kind!r} makes batches of distinct images, and there are "
+            f"{len(ids)} to train on; lower batch_size"
+        )
     count = -(-length // size)
     if kind == "fixed":
         places = (first + np.arange(count)) % chunks * size + np.arange(size)[:, None]
@@ -72,6 +84,18 @@ def _pools(kind: str, ids: Ids, length: int, rng: np.random.Generator, size: int
     of_one = 1 if kind == "resample" else chunks  # batches of one permutation
     orders = [rng.permutation(ids)[: of_one * size] for _ in range(-(-count // of_one))]
     return np.concatenate([ids[:0], *orders])[:length]
+
+
+def _labelled_first(ids: Ids, targets: Ids, length: int, rng: np.random.Generator, unlabelled: int) -> Ids:
+    labelled = ids[targets[ids] >= 0]
+    if not len(labelled):
+        raise DataError(
+            f"config.sampler='labelled_first' draws images with a label, and none of {len(ids)} has one (a target that "
+            "is not negative)"
+        )
+    groups = rng.choice(ids, (-(-length // (1 + unlabelled)), 1 + unlabelled))
+    groups[:, 0] = rng.choice(labelled, len(groups))
+    return groups.reshape(-1)[:length]
 
 
 def _uniform_cluster(by_cluster: Ids, ends: NDArray[np.intp], length: int, rng: np.random.Generator) -> Ids:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,17 +53,34 @@ class Split:
 
 
 class Source(NamedTuple):
-    """All splits of a data set; there is always a split "train"."""
+    """All splits of a data set; there is always a split "train", which may be several of the source's own.
+
+    `parts` are the sizes of those, in their order.
+    """
 
     name: str
     splits: dict[str, Split]
     class_names: tuple[str, ...] | None
     skipped: list[Skipped]
+    parts: Mapping[str, int] = {}
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, None when no split has labels."""
         return None if self.class_names is None else len(self.class_names)
+
+
+@functools.lru_cache(maxsize=16)
+def fingerprint(split: Split, count: int) -> str:
+    """A digest of the names of the first `count` images, which tells whether a file with a row for each is of these."""
+    names = "\0".join(split.path(id) for id in range(count))
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def prefixes(train: str) -> dict[str, str]:
+    """What the names of each split's arrays begin with: nothing for train, test_ for test, and so on for those that
+    `train` asks for."""
+    return {name: "" if name == "train" else f"{name}_" for name in ("train", "test", *train.split("+"))}
 
 
 def aligned(size: int) -> NDArray[np.uint8]:

@@ -1,19 +1,84 @@
-"""Splits made of another: some of its images, or all with the border that evaluation cuts off."""
+"""Splits made of others: several joined, some images of one, or all with the border that evaluation cuts off."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust.data import transforms
-from jaxclust.data.split import Split, reduced_side
+from jaxclust.data.split import Split, aligned, from_array, reduced_side
+from jaxclust.errors import DataError
 from jaxclust.runtime import tensorflow
 
 if TYPE_CHECKING:
     from tensorflow import Tensor
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """The images of several splits, one split after the other; where one has no labels they are unknown, -1.
+
+    In one piece of memory if all lie in memory in one size. DataError if they are vectors of different lengths.
+    """
+    if len(splits) == 1:
+        return splits[0]
+    shapes = {split.image_shape for split in splits}
+    if len(shapes) > 1:
+        raise DataError(f"splits of different shapes cannot be trained on together: {sorted(shapes)}")
+    sizes = np.array([split.size for split in splits])
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+
+    def name_of(id: int) -> str:
+        part = int(np.searchsorted(ends, id, side="right"))
+        return splits[part].path(id - int(starts[part]))
+
+    def load(id: Tensor) -> Tensor:
+        tf = tensorflow()
+        part = tf.searchsorted(tf.constant(ends, id.dtype), id[None], side="right")[0]
+        branches = [partial(split.load, id - int(start)) for split, start in zip(splits, starts, strict=True)]
+        image, shape = tf.switch_case(part, branches), splits[0].image_shape
+        return tf.ensure_shape(image, (None, None, shape[2]) if len(shape) == 3 else shape)
+
+    paths = [path for split in splits for path in split.paths or ()]
+    images = _in_one_piece(splits)
+    if images is None:
+        made = Split(int(ends[-1]), splits[0].image_shape, name_of, load)
+    else:
+        made = from_array(images, splits[0].image_shape, name_of)
+    return replace(made, paths=paths if len(paths) == made.size else None, labels=_labels(splits))
+
+
+def _in_one_piece(splits: Sequence[Split]) -> NDArray[Any] | None:
+    images = [split.images for split in splits if split.images is not None]
+    if len(images) < len(splits) or len({(part.dtype, part.shape[1:]) for part in images}) > 1:
+        return None
+    memory = aligned(sum(part.nbytes for part in images)).view(images[0].dtype).reshape(-1, *images[0].shape[1:])
+    return np.concatenate(images, out=memory)
+
+
+def _labels(splits: Sequence[Split]) -> NDArray[np.int32] | None:
+    if all(split.labels is None for split in splits):
+        return None
+    unknown = (np.full(split.size, -1, np.int32) for split in splits)
+    return np.concatenate(
+        [n if split.labels is None else split.labels for split, n in zip(splits, unknown, strict=True)]
+    )
+
+
+def first(split: Split, size: int) -> Split:
+    """The first `size` images of a split, in the same memory."""
+    return replace(
+        split,
+        size=size,
+        images=None if split.images is None else split.images[:size],
+        paths=None if split.paths is None else split.paths[:size],
+        labels=None if split.labels is None else split.labels[:size],
+    )
 
 
 def subset(split: Split, ids: NDArray[np.int64]) -> Split:

@@ -198,8 +198,8 @@ def warnings(
     elif share > 0.5:
         words.append(
             f"One cluster holds {share:.0%} of the images: the features are collapsing towards a "
-            "single answer. Try sampler=uniform_cluster, a larger cluster.k, "
-            "or a lower optimizer.body.lr."
+            "single answer. Try a larger cluster.k, a lower optimizer.body.lr, or, where clusters are what is learnt, "
+            "sampler=uniform_cluster."
         )
     if loss is not None and num_outputs is not None and num_outputs > 1:
         guessing = math.log(num_outputs)

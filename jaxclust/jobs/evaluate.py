@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxclust import hosts
 from jaxclust.config import stage_names
 from jaxclust.data.pipeline import images_at
-from jaxclust.data.source import Source, Split, open_source
+from jaxclust.data.source import Source, Split, of_last_stage, open_source
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering, suite
 from jaxclust.features.extract import extract
@@ -48,6 +48,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         source = open_source(config)
         workdir_lib.check(config, workdir, source)
         check_suite(config, source)
+        source = of_last_stage(source, config)
         stage, state = restore(config, workdir, source.splits["train"])
         check_probes(stage)
     results = write_results(stage, state, source, None)
@@ -138,14 +139,21 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
 
 
 def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
-    """Adds what a stage predicts, judged, to results.json, as "<stage>/<split>/<score>"; once for its last step."""
+    """Adds what a stage predicts, judged, to results.json, as "<stage>/<split>/<score>"; once for its last step.
+
+    Of all stages but the last, whose tables have plain names, also confusion-<stage>-<split>.csv.
+    """
     path = stage.workdir / "results.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if stage.predict is None or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
         return
     found: dict[str, Any] = {"step": int(state.step)}
+    earlier = stage.name != stage_names(stage.config)[-1]
     for name in source.splits:
-        found |= judged(stage, state, source, name)[1]
+        predictions, scores = judged(stage, state, source, name)
+        found |= scores
+        if hosts.is_first() and earlier:
+            write_confusion(stage, source, name, predictions, f"{stage.name}-{name}")
     if hosts.is_first():
         write_json(path, before | {f"{stage.name}/{key}": value for key, value in found.items()})
     hosts.wait(f"the results of {stage.name}")
@@ -202,10 +210,7 @@ def compared(stage: Stage, state: TrainState, source: Source) -> suite.Images:
 def write_tables(stage: Stage, source: Source, name: str, predictions: Predictions) -> None:
     """The files of one split: the confusion table, and of the training images assignments.csv and samples.npz."""
     split = source.splits[name]
-    if split.labels is not None:
-        asked = stage.method.num_clusters or int(predictions["cluster"].max()) + 1
-        table = clustering.confusion(predictions["cluster"], split.labels, asked, source.num_classes or 0)
-        write_confusion(stage.workdir / f"confusion-{name}.csv", table, source.class_names or ())
+    write_confusion(stage, source, name, predictions, name)
     if name == "train":
         write_assignments(stage.workdir / "assignments.csv", predictions, split)
         if len(split.image_shape) == 3:
@@ -241,14 +246,19 @@ def write_assignments(path: Path, predictions: Predictions, split: Split) -> Non
             writer.writerow((i, split.path(i), int(predictions["cluster"][i]), f"{distance[i]:.6g}"))
 
 
-def write_confusion(path: Path, table: np.ndarray, names: tuple[str, ...]) -> None:
-    """Counts by cluster (rows) and class (columns)."""
+def write_confusion(stage: Stage, source: Source, name: str, predictions: Predictions, title: str) -> None:
+    """confusion-<title>.csv of a split that has labels: counts by cluster (rows) and class (columns)."""
+    labels, clusters = source.splits[name].labels, predictions["cluster"]
+    if labels is None:
+        return
+    asked = stage.method.num_clusters or int(clusters.max()) + 1
+    table = clustering.confusion(clusters, labels, asked, source.num_classes or 0)
     with (
-        replacing(path) as temporary,
+        replacing(stage.workdir / f"confusion-{title}.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names of folders
     ):
         writer = csv.writer(file)
-        writer.writerow(("cluster", *names))
+        writer.writerow(("cluster", *(source.class_names or ())))
         writer.writerows((i, *counts) for i, counts in enumerate(table.tolist()))
 
 

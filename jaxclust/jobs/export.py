@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import __version__
 from jaxclust.data import by_cluster
-from jaxclust.data.source import Source, Split, files_of, open_source
+from jaxclust.data.source import Source, Split, files_of, of_last_stage, open_source
 from jaxclust.errors import ConfigError, DataError, Stopped
 from jaxclust.features import artefacts, store
 from jaxclust.features.extract import Program, extract
@@ -52,6 +52,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
     source = open_source(config)
     workdir_lib.check(config, workdir, source)
+    source = of_last_stage(source, config)
     stage, state = evaluate.restore(config, workdir, source.splits["train"])
     check_pictures(options.by_cluster, stage)
     try:

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxclust.cluster import reduce
 from jaxclust.config import for_stage, stage_names
-from jaxclust.data.source import open_source
+from jaxclust.data.source import of_stage, open_source
 from jaxclust.errors import ConfigError
 from jaxclust.files import replacing
 from jaxclust.jobs.options import Options
@@ -38,18 +37,27 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators have nothing to do
     jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no analysis
     topologies = [topology.get(name.strip()) for name in options.topology.split(",")]
-    info, known = images(config)
-    config = workdir_lib.resolved(config, info.image_shape)
-    plans = {name: plans_of(config, name, info, topologies) for name in stage_names(config)}
-    shape = " x ".join(map(str, info.image_shape))
-    text = f"# Plan\n\n{info.size:,} images of {shape} ({known}), {config.runtime.dtype}; {estimate.ASSUMPTIONS}.\n"
+    infos, known = images(config)
+    config = workdir_lib.resolved(config, infos[stage_names(config)[0]].image_shape)
+    trained = [name for name in infos if trains(config, name)]
+    plans = {name: plans_of(config, name, infos[name], topologies) for name in trained}
+    text = f"# Plan\n\nImages {known}, {config.runtime.dtype}; {estimate.ASSUMPTIONS}.\n"
+    if left_out := [name for name in infos if name not in trained]:
+        text += f"\nNot planned: {', '.join(left_out)}, which take no step.\n"
     for name, plans_there in plans.items():
-        text += f"\n## {name}\n\n{table(plans_there)}\n"
+        shape = " x ".join(map(str, infos[name].image_shape))
+        text += f"\n## {name}\n\n{infos[name].size:,} images of {shape}\n\n{table(plans_there)}\n"
         text += "\n".join(f"- {where}: {verdict(plan)}" for where, plan in plans_there.items()) + "\n"
     for file, content in (("plan.json", json.dumps(plans, indent=2) + "\n"), ("plan.md", text)):
         with replacing(workdir / file) as temporary:
             temporary.write_text(content)
     print(f"{text}\nresults: {workdir / 'plan.md'}", flush=True)
+
+
+def trains(config: ConfigDict, name: str) -> bool:
+    """Whether stage `name` has steps; those of a run of one stage are planned in any case."""
+    own = for_stage(config, name)
+    return bool(own.rounds or own.steps) or len(stage_names(config)) == 1
 
 
 def plans_of(config: ConfigDict, name: str, info: DataInfo, topologies: list[Topology]) -> dict[str, Plan]:
@@ -64,23 +72,26 @@ def plans_of(config: ConfigDict, name: str, info: DataInfo, topologies: list[Top
     return plans
 
 
-def images(config: ConfigDict) -> tuple[DataInfo, str]:
-    """What a stage may know of the images, and how that is known; they need not be on this machine."""
-    data = config.data
+def images(config: ConfigDict) -> tuple[dict[str, DataInfo], str]:
+    """What each stage may know of its images, and how that is known; they need not be on this machine."""
+    data, names = config.data, stage_names(config)
     kind, _, where = data.source.partition(":")
     if kind != "tfds" and (not where or Path(where).expanduser().exists()):  # tfds would download
         config = ConfigDict(config.to_dict())
         config.data.cache_bytes = 0
         source = open_source(config)
-        split = source.splits["train"]
-        return DataInfo(split.size, split.image_shape, source.num_classes), f"read from {data.source}"
+        splits = {name: of_stage(source, config, name).splits["train"] for name in names}
+        infos = {name: DataInfo(split.size, split.image_shape, source.num_classes) for name, split in splits.items()}
+        return infos, f"read from {data.source}"
     if not (data.num_images and data.image_size):
         raise ConfigError(
             f"config.data.source={data.source!r} is not on this machine; say what is there with "
             "--config.data.num_images=1000000 and --config.data.image_size=224"
         )
     shape = (data.image_size, data.image_size, data.channels or 3)
-    return DataInfo(data.num_images, shape, config.cluster.k or None), f"{data.source} as config.data describes it"
+    numbers = {name: for_stage(config, name).data.num_images for name in names}
+    infos = {name: DataInfo(number, shape, config.cluster.k or None) for name, number in numbers.items()}
+    return infos, f"of {data.source} as config.data describes them"
 
 
 def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int) -> Plan:
@@ -103,7 +114,10 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
         program = programs[batch]
         return sum(measure.train_memory(at, program).values()) if program else math.inf
 
-    best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), info.size // chips, hint)
+    def taken(batch: int) -> bool:
+        return measure.takes(config, stage.info, batch * chips)
+
+    best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), info.size // chips, hint, taken)
     found: dict[str, Any] = {
         "chips": chips,
         "hosts": on.hosts,
@@ -164,7 +178,7 @@ def speed(stage: Stage, train: Program, on: Topology) -> dict[str, Any]:
 
 
 def of_a_round(stage: Stage, features: Program | None, step: float | None, on: Topology) -> dict[str, Any]:
-    """What a round costs: its steps, and before them features, clustering and the exchange of labels."""
+    """What a round costs: its steps, and before them features or a memory bank, clusterings and what goes around."""
     found: dict[str, Any] = {
         "round/steps": stage.lengths.round,
         "round/train_seconds": step and step * stage.lengths.round,
@@ -172,24 +186,31 @@ def of_a_round(stage: Stage, features: Program | None, step: float | None, on: T
     if stage.method.refresh is None:
         return found
     images, width = stage.info.size, measure.feature_dim(stage)
-    seconds = features and estimate.times(features, on)
-    passes = 0 if stage.method.memory else -(-images // stage.config.eval_batch_size)
-    found |= {
-        "round/feature_seconds": seconds and seconds.total * passes,
-        "round/feature_bytes_host": 4 * width * images / on.hosts,
-        "round/label_bytes": 8 * images,
-        "round/label_seconds": 8 * images / estimate.HOSTS if on.chip and on.hosts > 1 else None,
-    }
-    c = stage.config.cluster
-    dim = reduce.reduced_dim(images, width, c.pca_dim)
+    number, dim = stage.method.points(stage.shapes) if stage.method.points else (1, 0)
+    found["round/feature_bytes_host"] = 4 * width * images / on.hosts
+    found["round/label_bytes"] = 8 * number * images
+    found["round/label_seconds"] = estimate.to_every_host(8 * number * images, on)
+    if stage.method.memory:  # in place of a pass over the images, but for the first round
+        found["round/bank_bytes"] = 4 * width * images
+        found["round/bank_seconds"] = estimate.to_every_host(4 * width * images, on)
+    else:
+        seconds = features and estimate.times(features, on)
+        found["round/feature_seconds"] = seconds and seconds.total * -(-images // stage.config.eval_batch_size)
+    if stage.method.points:
+        found |= of_clusterings(stage.config.cluster, images, width, number, dim, on)
+    return found
+
+
+def of_clusterings(c: ConfigDict, images: int, width: int, number: int, dim: int, on: Topology) -> dict[str, Any]:
+    """What it costs to make `dim` columns of features of length `width`, and to cluster them so often."""
+    found: dict[str, Any] = {"round/point_bytes": 4 * dim * images}
     if c.pca_dim:
         found["round/reduce_seconds"] = estimate.reduction(images, width, dim, on)
-    found["round/point_bytes"] = 4 * dim * images
-    if c.method != "kmeans":
-        return found
-    kmeans = Kmeans(images, dim, c.k, (c.iterations + 1) * c.runs)
-    found["round/gather_seconds"], found["round/faiss_seconds"] = estimate.on_first_host(kmeans, on) or (None, None)
-    found["round/sharded_seconds"] = estimate.on_all_chips(kmeans, on)
+    if c.method in ("kmeans", "spherical"):
+        one = Kmeans(images, dim, c.k, (c.iterations + 1) * c.runs)
+        gather, faiss = estimate.on_first_host(one, on) or (None, None)
+        times = {"gather": gather, "faiss": faiss, "sharded": estimate.on_all_chips(one, on)}
+        found |= {f"round/{name}_seconds": seconds and number * seconds for name, seconds in times.items()}
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.data.source import open_source
+from jaxclust.data.source import read
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering
 from jaxclust.features import store
@@ -33,8 +33,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if out.suffix == ".parquet":
         store.pyarrow(NEEDS_ARROW)  # found out before the work
     config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
-    config.data.source = f"folder:{options.images}"
-    source = open_source(config)
+    source = read(ConfigDict({**config.data.to_dict(), "source": f"folder:{options.images}", "train": "train"}))
     stage, state = evaluate.restore(config, workdir, source.splits["train"])
     table: Table = {"path": [], "cluster": [], "score": []}
     for name, split in source.splits.items():

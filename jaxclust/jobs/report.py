@@ -3,13 +3,14 @@
 import functools
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxclust import pictures
-from jaxclust.config import stage_names
-from jaxclust.data.source import Source, Split, open_source
-from jaxclust.errors import DataError
+from jaxclust.config import did_you_mean, stage_names
+from jaxclust.data.source import Source, Split, of_last_stage, open_source
+from jaxclust.errors import ConfigError, DataError
 from jaxclust.jobs import evaluate, export
 from jaxclust.jobs.options import Options
 from jaxclust.pictures import Seen
@@ -52,15 +53,22 @@ def draw(asked: dict[str, ModuleType], config: ConfigDict, workdir: Path) -> Non
         target = workdir / "pictures" / name
         try:
             with export.replacing_folder(target, overwrite=True) as folder, export.stopping_cleanly():
-                gallery.save(drawing(folder)._replace(step=int(seen.state.step)), folder)
+                gallery.save(drawing(folder)._replace(**origin(seen)), folder)
         except DataError as error:
             print(f"left out: {name}: {error}", flush=True)
             continue
         print(f"{name}: {target}", flush=True)
 
 
+def origin(seen: Seen) -> dict[str, Any]:
+    """What a page says of where pictures come from; that there is only one stage goes without saying."""
+    several = len(stage_names(seen.stage.config)) > 1
+    return {"step": int(seen.state.step), "stage": seen.stage.name if several else ""}
+
+
 def look(config: ConfigDict, workdir: Path) -> Seen:
-    """The newest checkpoint of the last stage, for which no image is opened; DataError if there is none."""
+    """The newest checkpoint of the stage that is pictured, for which no image is opened; DataError if there is none."""
+    config = until_pictured(config)
     name = stage_names(config)[-1]
     if not Checkpoints.exist(workdir / "checkpoints" / name):
         raise DataError(f"there is no checkpoint of stage {name!r} yet")
@@ -71,8 +79,19 @@ def look(config: ConfigDict, workdir: Path) -> Seen:
     return Seen(stage, state, functools.cache(functools.partial(opened, config, workdir)))
 
 
+def until_pictured(config: ConfigDict) -> ConfigDict:
+    """The config of the run up to the stage that `report.stage` names; ConfigError if there is none of that name."""
+    names, name = stage_names(config), config.report.stage or stage_names(config)[-1]
+    if name not in names:
+        there_is = f"There is: {', '.join(names)}."
+        raise ConfigError(f"config.report.stage={name!r} is unknown{did_you_mean(name, names)} {there_is}")
+    config = ConfigDict(config.to_dict())
+    config.stages = ",".join(names[: names.index(name) + 1])
+    return config
+
+
 def opened(config: ConfigDict, workdir: Path) -> Source:
     """The images of the run; DataError where they are no longer those that it began with."""
     source = open_source(config)
     workdir_lib.check(config, workdir, source)
-    return source
+    return of_last_stage(source, config)

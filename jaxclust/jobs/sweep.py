@@ -20,20 +20,18 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclust import config as config_lib
-from jaxclust.data.source import Source, open_source
+from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
-from jaxclust.fields import Field
 from jaxclust.files import replacing
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
-from jaxclust.methods.base import DataInfo
+from jaxclust.kinds import Field
 from jaxclust.progress import progress
 from jaxclust.report import sweep as report
 from jaxclust.report.sweep import DONE, FAILED, SEED, Value, Values, read_outcome
 from jaxclust.runtime import StopSignal, stop_signal
 from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
-from jaxclust.train.stage import prepare
 
 EXAMPLE = "--over=cluster.k=5,10,20"
 SILHOUETTE = "silhouette"
@@ -164,11 +162,9 @@ def check_runs(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
         try:
             data = run.config.data.to_json()
             source = sources[data] = sources.get(data) or open_source(run.config)
-            split = source.splits["train"]
-            config = on_any_cpu(workdir_lib.resolved(run.config, split.image_shape))
-            info = DataInfo(split.size, split.image_shape, source.num_classes)
+            config = on_any_cpu(workdir_lib.resolved(run.config, source.splits["train"].image_shape))
             names = config_lib.stage_names(config)
-            stages = [prepare(config, name, split, info, workdir / run.name) for name in names]
+            stages = [train.ready(config, name, of_stage(source, config, name), workdir / run.name) for name in names]
             if stages[-1].predict is None:
                 method = stages[-1].config.method
                 raise ConfigError(f"config.method={method!r} predicts no clusters, which are what a sweep compares")

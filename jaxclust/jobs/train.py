@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import hosts
 from jaxclust.config import stage_names
-from jaxclust.data.source import Source, open_source
+from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.heartbeats import uncounted
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
@@ -16,7 +16,7 @@ from jaxclust.runtime import stop_signal
 from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.loop import is_finished, run_stage
-from jaxclust.train.stage import prepare
+from jaxclust.train.stage import Stage, prepare
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -27,13 +27,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     started = time.monotonic()
     source = open_source(config)
     config = workdir_lib.resolved(config, source.splits["train"].image_shape)
-    split = source.splits["train"]
-    info = DataInfo(split.size, split.image_shape, source.num_classes)
     names = stage_names(config)
+    sources = {name: of_stage(source, config, name) for name in names}
     workdir_lib.check(config, workdir, source)
     evaluate.check_suite(config, source)
-    on = devices.choose(config, workdir, lambda config: prepare(config, names[0], split, info, workdir))
-    stages = [prepare(on, name, split, info, workdir) for name in names]
+    on = devices.choose(config, workdir, lambda config: ready(config, names[0], sources[names[0]], workdir))
+    stages = [ready(on, name, sources[name], workdir) for name in names]
     evaluate.check_probes(stages[-1])
     learnt = any(stage.method.labels for stage in stages)
     print(describe(source, "to learn from" if learnt else "for evaluation only"), flush=True)
@@ -46,16 +45,23 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         for stage in stages:
             snapshot = run_stage(stage, stop)
             if len(stages) > 1:
-                evaluate.write_stage(stage, snapshot.state, source)
+                evaluate.write_stage(stage, snapshot.state, sources[stage.name])
         if stop.asked():
             raise stop.error()
         seconds = None if finished else time.monotonic() - started
-        results = evaluate.write_results(stages[-1], snapshot.state, source, seconds)
+        results = evaluate.write_results(stages[-1], snapshot.state, sources[names[-1]], seconds)
     if hosts.is_first():
         with uncounted():
             report.page(workdir)
     hosts.wait("the report")
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
+
+
+def ready(config: ConfigDict, name: str, source: Source, workdir: Path) -> Stage:
+    """Stage `name` on its training images."""
+    split = source.splits["train"]
+    info = DataInfo(split.size, split.image_shape, source.num_classes, parts=tuple(source.parts.values()))
+    return prepare(config, name, split, info, workdir)
 
 
 def describe(source: Source, purpose: str) -> str:

@@ -27,6 +27,9 @@ class DataInfo(NamedTuple):
     image_shape: tuple[int, ...]  # [H, W, C], or [D] for vectors
     num_classes: int | None = None  # for methods with labels="class" or "group"
     files: Mapping[str, Path] = {}  # folders that earlier stages left, such as "checkpoints/moco"
+    parts: tuple[int, ...] = ()  # sizes of the splits that make it up, in their order, if it is known
+    fingerprint: Callable[[int], str] | None = None  # of the names of the first so many images
+    begun: bool = False  # whether the stage has a checkpoint, so that what it starts with is needed no more
 
 
 class Aux(NamedTuple):
@@ -91,13 +94,17 @@ class Method(NamedTuple):
 
     The layer "feature" is the feature [B, D]. ConfigError on a layer that does not exist."""
     predict: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
-    """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode."""
+    """(params, extra, images) -> {"cluster": int32 [B], "score": [B], ...}; evaluation mode. A method that says of each
+    image how probable every cluster is adds "log_probs" [B, K]."""
     refresh: Callable[[TrainState, Targets, Matrix, jax.Array], Refreshed] | None = None
     """(state, targets, rows, rng) -> Refreshed; on the host, between rounds."""
     update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Aux]] | None = None
     """(state, batch, rng) -> state, Aux; replaces the gradient step. `aux.extra` is not used."""
+    after: Callable[[Tree, Tree], Tree] | None = None
+    """(params after the gradient step, extra) -> extra, such as their moving average; not with `update`."""
     optimizer: Callable[[], optax.GradientTransformation] | None = None  # replaces `config.optimizer`
     views: tuple[str, ...] = ("train",)  # named augmentations (`config.views.<name>`)
+    copies: bool = False  # whether a view may be several copies of an image (its `number`)
     fresh: tuple[str, ...] = ()
     """Top-level keys of params that refresh renews, with their optimiser state, and keys of `extra` like them: whatever
     stands under these names may change its shape."""
@@ -109,6 +116,9 @@ class Method(NamedTuple):
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
+    points: Callable[[TrainState], tuple[int, int]] | None = None
+    """(state or its shapes) -> how many clusterings by `config.cluster` a refresh makes, and the length of the points
+    that each of them sees; None: it makes none."""
 
 
 def contiguous(labels: np.ndarray) -> tuple[np.ndarray, int]:

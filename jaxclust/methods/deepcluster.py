@@ -75,6 +75,7 @@ def build(
         refresh=partial(refresh, config, c, space, clusterer, weigh),
         fresh=("top", "centroids", "rounds", "counted_at"),
         num_clusters=cluster.asked(config.cluster),
+        points=lambda state: (1, state.extra["centroids"].shape[1]),
     )
 
 

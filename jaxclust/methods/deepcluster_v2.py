@@ -60,10 +60,12 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         look=partial(look, net),
         refresh=partial(refresh, config, net, cluster.get(config)),
         views=VIEWS,
+        copies=True,
         fresh=("prototypes",),
         num_clusters=config.cluster.k,
         target_shape=(v2.heads,),
         memory="embeddings",
+        points=lambda state: (v2.heads, v2.dim),
     )
 
 
@@ -142,7 +144,7 @@ def loss(net: Net, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -
     own = jax.lax.stop_gradient(z).reshape(images, crops, -1)[:, : net.banks]  # the large crops come first
     return jnp.mean(jnp.stack(losses)), Aux(
         merge(extra, batch_stats=batch_stats, projection=updated["batch_stats"]),
-        {"accuracy": accuracy(scores[0], target[:, 0])},
+        {"accuracy": accuracy(scores[0], target[:, 0]) / jnp.maximum(share, 1e-8)},  # of those that have a target
         {"embeddings": own.reshape(images, -1)},
     )
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclust import hosts
 from jaxclust.cluster import warn_once
 from jaxclust.cluster.reduce import Matrix
 from jaxclust.methods import classifier
@@ -81,18 +82,23 @@ def look(h: Heads, params: Params, extra: Extra, images: jax.Array) -> jax.Array
 
 
 def parts(h: Heads, rows: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """What `look` made of all images: embeddings [N, D] and log-probabilities [N, H + 1, K], the selected head last."""
-    seen = np.concatenate(list(rows.in_order()))
+    """What `look` made of all images: embeddings [N, D] and log-probabilities [N, H + 1, K], the selected head last.
+
+    All of it is in the memory of every host.
+    """
+    seen = hosts.whole(rows.array(), rows.shape[0])
     width = (h.number + 1) * h.head.dim
     return seen[:, :-width], seen[:, -width:].reshape(len(seen), h.number + 1, h.head.dim)
 
 
 def predict(h: Heads, params: Params, extra: Extra, images: jax.Array) -> dict[str, jax.Array]:
-    """The cluster of the selected head and its probability as `score`; the cluster of each head, [B, H], as `heads`."""
+    """The cluster of the selected head and its probability as `score`; what it says of all clusters, [B, K], as
+    `log_probs`; the cluster of each head, [B, H], as `heads`."""
     now, kept = _now_and_kept(h, params, extra, images)
     return {
         "cluster": jnp.argmax(kept, axis=1).astype(jnp.int32),
         "score": jnp.max(jax.nn.softmax(kept), axis=1),
+        "log_probs": log_probabilities(kept),
         "heads": jnp.argmax(now, axis=2).astype(jnp.int32),
     }
 
@@ -127,7 +133,7 @@ def judge(rule: Rule, embeddings: jax.Array, log_probs: jax.Array) -> dict[str, 
 
 def refresh(
     h: Heads,
-    judged: Callable[[np.ndarray, np.ndarray], dict[str, jax.Array]],
+    judged: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
     state: TrainState,
     targets: Targets,
     rows: Matrix,
@@ -138,7 +144,7 @@ def refresh(
     `judged` is `judge` of embeddings [N, D] and log-probabilities [N, H, K]. Nothing else changes.
     """
     embeddings, logs = parts(h, rows)
-    found = jax.device_get(judged(embeddings, logs[:, :-1]))
+    found = judged(embeddings, logs[:, :-1])
     best, selected = int(np.argmin(found["loss"])), state.extra["selected"]
     own = logs[:, -1]
     if found["loss"][best] < selected["loss"]:
@@ -162,8 +168,15 @@ def refresh(
         ids=np.arange(len(own), dtype=np.int32),
         cluster=np.argmax(own, axis=1).astype(np.int32),
         distance=1 - np.exp(own.max(axis=1)).astype(np.float32),
-        metrics=_metrics(found, selected),
+        metrics={"features/std": spread(embeddings), **_metrics(found, selected)},
     )
+
+
+def spread(rows: np.ndarray) -> float:
+    """Mean over dimensions of the standard deviation of rows [N, D], without a copy of them."""
+    squares = np.einsum("nd,nd->d", rows, rows, dtype=np.float64) / len(rows)
+    means = rows.mean(axis=0, dtype=np.float64)
+    return float(np.sqrt(np.maximum(squares - np.square(means), 0)).mean())
 
 
 def _metrics(found: dict[str, np.ndarray], selected: dict[str, Any]) -> dict[str, float]:

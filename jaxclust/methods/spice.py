@@ -23,9 +23,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxclust.cluster import warn_once
-from jaxclust.errors import ConfigError
-from jaxclust.methods import classifier, heads
+from jaxclust import hosts
+from jaxclust.methods import classifier, heads, pools
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, TrainState, merge
 from jaxclust.methods.classifier import Extra, Params
 from jaxclust.methods.heads import Heads
@@ -37,7 +36,6 @@ from jaxclust.ops.prototypes import PseudoLabels, Rule
 
 VIEWS = ("original", "weak", "strong")
 LOSSES = {"double_softmax": double_softmax, "single_softmax": weighted_cross_entropy}
-FEW = 20  # images that make a centre; with fewer, clusters are known to die
 
 
 class Net(NamedTuple):
@@ -61,15 +59,18 @@ class Carry(NamedTuple):
 
 def make(config: ConfigDict, info: DataInfo) -> Method:
     """SPICE-Self with the sizes of `config.spice`; ConfigError where a cluster would get no image."""
-    s, k = config.spice, config.cluster.k
-    _check(config, info)
-    course, adam = _course(config), optax.chain(optax.add_decayed_weights(s.weight_decay), optax.adam(s.lr))
-    top, members = course.max(axis=0).tolist()
-    rule = Rule(top, members, s.overlap, s.assignment)
-    h = heads_of(config, info)
-    net = Net(h, s, rule, course, max(1, info.size // config.batch_size), adam)
-    top, members = prototypes.sizes(info.size, k, s.center_ratio, [1.0])[0].tolist()
-    judged = jax.jit(partial(heads.judge, rule._replace(top=top, members=members)))
+    pools.check(config, info)
+    net = net_of(config, info)
+    h, adam, k = net.heads, net.adam, config.cluster.k
+    top, members = prototypes.sizes(info.size, k, config.spice.center_ratio, [1.0])[0].tolist()
+    program = jax.jit(partial(heads.judge, net.rule._replace(top=top, members=members)))
+
+    def judged(embeddings: np.ndarray, log_probs: np.ndarray) -> dict[str, np.ndarray]:
+        """On host 0, which decides for all: last bits may differ between hosts."""
+        return hosts.from_first(
+            lambda: jax.device_get(program(embeddings, log_probs)), "judging the heads", config.runtime.deadline
+        )
+
     return Method(
         init=partial(init, net),
         loss=partial(loss, net),
@@ -84,55 +85,19 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     )
 
 
+def net_of(config: ConfigDict, info: DataInfo) -> Net:
+    """What `config` makes of heads, pools and steps."""
+    s, course = config.spice, pools.course(config)
+    top, members = np.maximum(course.max(axis=0), 1).tolist()  # a step is traced where there is none, too
+    rule = Rule(top, members, s.overlap, s.assignment)
+    adam = optax.chain(optax.add_decayed_weights(s.weight_decay), optax.adam(s.lr))
+    return Net(heads_of(config, info), s, rule, course, max(1, info.size // config.batch_size), adam)
+
+
 def heads_of(config: ConfigDict, info: DataInfo) -> Heads:
     """The body and heads of `config`."""
     f = classifier.classifier(config, info)
     return Heads(f, MLP(2, config.cluster.k, f.dtype), config.spice.num_head)
-
-
-def _knots(config: ConfigDict) -> tuple[int, int, int, int]:
-    r = config.spice.ratio
-    return r.iter_start, r.iter_up, r.iter_down, r.iter_end
-
-
-def _course(config: ConfigDict) -> np.ndarray:
-    r, knots = config.spice.ratio, _knots(config)
-    ratios = [prototypes.ratio(epoch, r.start, r.end, knots) for epoch in range(knots[-1] + 1)]
-    return prototypes.sizes(config.batch_size, config.cluster.k, config.spice.center_ratio, ratios)
-
-
-def _check(config: ConfigDict, info: DataInfo) -> None:
-    """ConfigError for a pool, a ratio or a body that cannot be worked with; a warning for a small pool."""
-    s, k, pool = config.spice, config.cluster.k, config.batch_size
-    if config.freeze_body and len(info.image_shape) > 1:
-        raise ConfigError(
-            f"config.freeze_body=True would keep one feature of each image, and config.method={config.method!r} needs "
-            "views of them; set it to False, the body does not learn in any case"
-        )
-    if k < 2:
-        raise ConfigError(f"config.cluster.k={k}: say into how many clusters, at least 2")
-    if list(_knots(config)) != sorted(_knots(config)):
-        raise ConfigError(f"config.spice.ratio: iter_start, iter_up, iter_down and iter_end fall: {_knots(config)}")
-    if pool > info.size:
-        raise ConfigError(f"config.batch_size={pool} images make the pool of a step, and there are only {info.size}")
-    top, members = _course(config).min(axis=0)
-    if min(top, members) < 1:
-        least = prototypes.least_images(k, s.center_ratio, min(s.ratio.start, s.ratio.end))
-        raise ConfigError(
-            f"config.batch_size={pool} images for config.cluster.k={k} clusters with config.spice.center_ratio="
-            f"{s.center_ratio} leave a centre without an image; batch_size must be at least {least}"
-        )
-    labelled = pool if s.assignment == "argmax" else k * int(_course(config)[:, 1].max())
-    if labelled < s.train_sub_batch_size:
-        raise ConfigError(
-            f"config.spice.train_sub_batch_size={s.train_sub_batch_size} is more than the {labelled} images that get a "
-            f"label in a pool of config.batch_size={pool}; lower it, or raise batch_size"
-        )
-    if top < FEW:
-        warn_once(
-            f"the centre of a cluster rests on {top} images of a pool, and with fewer than {FEW} clusters may die: "
-            "raise config.batch_size or config.spice.center_ratio"
-        )
 
 
 def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
@@ -188,11 +153,28 @@ def update(net: Net, state: TrainState, batch: Batch, rng: jax.Array) -> tuple[T
     """An E and an M step, the same on every device: the heads move and, in mode "batch", statistics drift."""
     params, extra, strong = state.params, state.extra, batch["views"]["strong"]
     found = e_step(net, params, extra, batch)
-    trained = bool(extra["drift"])
-    if not trained:
+    if not extra["drift"]:
         trunk = partial(heads.feature, net.heads, params, extra, {})
         strong = heads.in_chunks(trunk, strong, net.settings.target_sub_batch_size)
-    pool = all_rows(strong)
+    pool, start = all_rows(strong), Carry(params["heads"], state.opt_state, extra["drift"])
+    end, losses = m_step(net, params, extra, start, found, pool, rng)
+    overlap, covered = jax.vmap(lambda one: prototypes.coverage(one, len(pool)))(found)
+    metrics = {"loss": jnp.mean(losses), "overlap": jnp.mean(overlap), "coverage": jnp.mean(covered)}
+    metrics |= {f"loss/head{h}": jnp.mean(losses[:, h]) for h in range(net.heads.number)}
+    new = state._replace(
+        params=merge(params, heads=end.heads), extra=merge(extra, drift=end.drift), opt_state=end.moments
+    )
+    return new, Aux(None, metrics)
+
+
+def m_step(
+    net: Net, params: Params, extra: Extra, start: Carry, found: PseudoLabels, pool: jax.Array, rng: jax.Array
+) -> tuple[Carry, jax.Array]:
+    """What `start` becomes as all heads learn `found` [H, n] in minibatches, and their losses [steps, H].
+
+    `pool` [B, ...] is features, or in mode "batch" images.
+    """
+    trained = bool(extra["drift"])
 
     def step(carry: Carry, chosen: tuple[jax.Array, jax.Array]) -> tuple[Carry, jax.Array]:
         places, key = chosen
@@ -207,15 +189,8 @@ def update(net: Net, state: TrainState, batch: Batch, rng: jax.Array) -> tuple[T
         changes, moments = net.adam.update(gradient, carry.moments, carry.heads)
         return Carry(optax.apply_updates(carry.heads, changes), moments, drift), losses
 
-    start = Carry(params["heads"], state.opt_state, extra["drift"])
     end, losses = jax.lax.scan(step, start, minibatches(net, found.image.shape[1], rng))
-    overlap, covered = jax.vmap(lambda one: prototypes.coverage(one, len(pool)))(found)
-    metrics = {"loss": jnp.mean(losses), "overlap": jnp.mean(overlap), "coverage": jnp.mean(covered)}
-    metrics |= {f"loss/head{h}": jnp.mean(losses[:, h]) for h in range(net.heads.number)}
-    new = state._replace(
-        params=merge(params, heads=end.heads), extra=merge(extra, drift=end.drift), opt_state=end.moments
-    )
-    return new, Aux(None, metrics)
+    return end, losses
 
 
 def minibatches(net: Net, count: int, rng: jax.Array) -> tuple[jax.Array, jax.Array]:

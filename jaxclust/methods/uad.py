@@ -20,6 +20,8 @@ from jaxclust.methods.classifier import Classifier, Extra, Params
 from jaxclust.methods.deepcluster import Weighed
 from jaxclust.runtime import AXIS
 
+PLACES = ("min", "p10", "p20", "p30", "p40", "median", "p60", "p70", "p80", "p90", "max")
+
 
 def make(config: ConfigDict, info: DataInfo) -> Method:
     """DeepCluster with the parts of `config.uad.mode` replaced; ConfigError for settings that exclude each other."""
@@ -97,8 +99,8 @@ def _statistics(c: np.ndarray, w: np.ndarray, labels: np.ndarray) -> dict[str, f
     """Mean and deciles of c and w, and how c goes with the size of its cluster."""
     values: dict[str, float] = {}
     for name, array in (("certainty", c), ("weight", w)):
-        at = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
-        values |= {f"{name}/{place}": float(np.percentile(array, percent)) for place, percent in at.items()}
+        deciles = np.percentile(array, range(0, 101, 10))
+        values |= {f"{name}/{place}": float(value) for place, value in zip(PLACES, deciles, strict=True)}
         values[f"{name}/mean"] = float(array.mean())
     sizes = np.bincount(labels)[labels]
     if c.std() > 0 and sizes.std() > 0:

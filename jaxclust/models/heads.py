@@ -3,10 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxclust.models.layers import batch_norm, uniform_init
+from jaxclust.models.layers import batch_norm, uniform_dense
 
 
 class Projection(nn.Module):
@@ -36,13 +35,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        fan_in = x.shape[-1]  # of every layer
-        settings: dict[str, Any] = {
-            "kernel_init": uniform_init,
-            "bias_init": lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -1, 1) / jnp.sqrt(fan_in),
-            "dtype": self.param_dtype,
-            "param_dtype": self.param_dtype,
-        }
+        kinds: dict[str, Any] = {"dtype": self.param_dtype, "param_dtype": self.param_dtype}
+        width = x.shape[-1]
         for number in range(1, self.layers):
-            x = nn.relu(nn.Dense(fan_in, name=f"hidden{number}", **settings)(x))
-        return nn.Dense(self.dim, name="embedding", **settings)(x)
+            x = nn.relu(uniform_dense(x, width, name=f"hidden{number}", **kinds))
+        return uniform_dense(x, self.dim, name="embedding", **kinds)

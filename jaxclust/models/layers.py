@@ -72,6 +72,17 @@ def conv_norm(
     return normed
 
 
+def uniform_dense(x: jax.Array, features: int, *, name: str, **kinds: Any) -> jax.Array:
+    """A dense layer of the module that calls, [B, D] to [B, features]; weights and biases start with
+    U(-1 / sqrt(D), 1 / sqrt(D)), as in PyTorch."""
+    fan_in = x.shape[-1]
+
+    def bias(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.uniform(rng, shape, dtype, -1, 1) / jnp.sqrt(fan_in)
+
+    return nn.Dense(features, kernel_init=uniform_init, bias_init=bias, name=name, **kinds)(x)
+
+
 def mean_feature(x: jax.Array, dim: int, dropout: float, train: bool, **kinds: Any) -> jax.Array:
     """The mean of a map [B, H, W, C] over its pixels, after dropout; with `dim` the dense layer `feature` of it."""
     x = nn.Dropout(dropout, deterministic=not train)(x.mean(axis=(1, 2)))

@@ -50,18 +50,23 @@ def pseudo_labels(
     """
     top, members = (rule.top, rule.members) if used is None else used
     clusters, greedy = jnp.arange(log_probs.shape[1], dtype=jnp.int32), rule.overlap == "greedy"
-    centres = _means(embeddings, _ranked(log_probs.T, rule.top, top, greedy), top)
+    centre = centres(embeddings, log_probs, rule, top)
     if rule.assignment == "argmax":
-        nearest = jnp.argmax(_products(normalize(centres), embeddings), axis=0).astype(jnp.int32)
+        nearest = jnp.argmax(_products(normalize(centre), embeddings), axis=0).astype(jnp.int32)
         return PseudoLabels(jnp.arange(len(nearest), dtype=jnp.int32), nearest, jnp.ones(len(nearest), bool))
-    index = _ranked(_products(centres, embeddings), rule.members, members, greedy)
+    index = _ranked(_products(centre, embeddings), rule.members, members, greedy)
     kept = jnp.broadcast_to(jnp.arange(rule.members) < members, index.shape)
     if rule.overlap == "best":
-        similar = _products(normalize(centres), embeddings)
+        similar = _products(normalize(centre), embeddings)
         taken = jnp.zeros(similar.shape, bool).at[clusters[:, None], index].max(kept)
         owner = jnp.argmax(jnp.where(taken, similar, -jnp.inf), axis=0)
         kept &= owner[index] == clusters[:, None]
     return PseudoLabels(index.reshape(-1), jnp.repeat(clusters, rule.members), kept.reshape(-1))
+
+
+def centres(embeddings: jax.Array, log_probs: jax.Array, rule: Rule, top: jax.Array | int) -> jax.Array:
+    """Of each cluster the mean embedding of the `top` <= `rule.top` images that the head is surest of, [K, D]."""
+    return _means(embeddings, _ranked(log_probs.T, rule.top, top, rule.overlap == "greedy"), top)
 
 
 def log_probabilities(logits: jax.Array) -> jax.Array:

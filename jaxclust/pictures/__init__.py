@@ -28,7 +28,7 @@ Draw = Callable[[Path], Gallery]
 class Seen(NamedTuple):
     """What pictures are made from."""
 
-    stage: Stage  # the last of the run; its split holds no images
+    stage: Stage  # the last of the run, or the one that `report.stage` names; its split holds no images
     state: TrainState  # its newest checkpoint
     source: Callable[[], Source]  # the images; DataError where they are no longer there
 

@@ -2,7 +2,7 @@
 
 import colorsys
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxclust.features.extract import extract
 from jaxclust.pictures import Draw, Seen
 from jaxclust.report import figures
 from jaxclust.report.gallery import Gallery, Shown
+from jaxclust.report.workdir import newest_assignment
 
 FEWEST = 10  # images that a neighbourhood can be kept of
 NAMED = 30  # groups whose names have room
@@ -30,6 +31,15 @@ NAMED = 30  # groups whose names have room
 Array = NDArray[np.float32]
 Flatten = Callable[[Array, int], Array]
 """(unit rows [n, D], seed) -> points [n, 2]."""
+
+
+class Sample(NamedTuple):
+    """Some training images: ids [n], features [n, D], clusters [n] where the method predicts any, labels [n]."""
+
+    ids: NDArray[np.int64]
+    features: Array
+    cluster: NDArray[np.int64] | None
+    labels: NDArray[np.int64]
 
 
 class Groups(NamedTuple):
@@ -52,9 +62,9 @@ def drawing(seen: Seen, name: str, title: str, flatten: Flatten) -> Draw:
 
 def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, folder: Path) -> Gallery:
     """<name>.png, and <name>-dark.png for dark pages."""
-    features, cluster, labels = sampled(seen, source, folder)
-    points = flatten(unit(features), seen.stage.config.seed)
-    panels = colourings(cluster, labels, source.class_names or ())
+    sample = sampled(seen, source, folder)
+    points = flatten(unit(sample.features), seen.stage.config.seed)
+    panels = colourings(sample, partial_assignments(seen, sample.ids), source.class_names or ())
     for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)):
         figures.save(scatter(points, panels, theme), folder / f"{name}{suffix}.png")
     drawn = "All" if len(points) == source.splits["train"].size else "A sample of"
@@ -62,13 +72,13 @@ def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, fo
         f"{drawn} {len(points):,} training images: features of neighbouring points are alike, by the cosine. Distances "
         "between groups and their sizes say little. "
     )
-    if len(panels) == 2:
+    if len(panels) > 1:
         caption += "Where clusters are matched to classes both have the same colour."
     return Gallery(title, caption, [Shown(f"{name}.png", "", "", f"{name}-dark.png")])
 
 
-def sampled(seen: Seen, source: Source, folder: Path) -> tuple[Array, NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Features [n, D], clusters [n] where the method predicts some, and labels [n] of `report.sample` images."""
+def sampled(seen: Seen, source: Source, folder: Path) -> Sample:
+    """What is shown of `report.sample` images."""
     stage, state, split = seen.stage, seen.state, source.splits["train"]
     rng = np.random.default_rng((stage.config.seed, 5))
     ids = np.sort(rng.permutation(split.size)[: stage.config.report.sample])
@@ -80,7 +90,18 @@ def sampled(seen: Seen, source: Source, folder: Path) -> tuple[Array, NDArray[np
     }
     labels = np.full(len(ids), -1) if split.labels is None else split.labels[ids]
     cluster = found["cluster"]["cluster"].array().astype(np.int64) if "cluster" in found else None
-    return found["features"]["features"].array().astype(np.float32), cluster, labels.astype(np.int64)
+    return Sample(ids, found["features"]["features"].array().astype(np.float32), cluster, labels.astype(np.int64))
+
+
+def partial_assignments(seen: Seen, ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Of stages of the run whose newest assignment leaves images out, the cluster of each of `ids`, or -1."""
+    found = {}
+    for folder in sorted((seen.stage.workdir / "assignments").glob("*/")):
+        cluster = newest_assignment(folder)
+        if cluster is not None and (cluster < 0).any():
+            known = ids < len(cluster)  # a stage may have been trained on fewer images
+            found[folder.name] = np.where(known, cluster[np.where(known, ids, 0)], -1)
+    return found
 
 
 def unit(rows: Array) -> Array:
@@ -88,18 +109,24 @@ def unit(rows: Array) -> Array:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def colourings(cluster: NDArray[np.int64] | None, labels: NDArray[np.int64], classes: Sequence[str]) -> list[Groups]:
-    """By cluster and, where labels are known, by class."""
-    known = labels >= 0
-    panels = []
-    if cluster is not None:
-        stands_for = clustering.match(cluster[known], labels[known]) if known.any() else {}
-        rest = itertools.count(len(classes) if stands_for else 0)
-        colour = [stands_for[i] if i in stands_for else next(rest) for i in range(int(cluster.max()) + 1)]
-        panels.append(Groups("by cluster", cluster, [str(i) for i in range(len(colour))], np.array(colour)))
-    if known.any():
+def colourings(sample: Sample, partly: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> list[Groups]:
+    """By cluster, by the clusters of stages that leave images out, and, where labels are known, by class."""
+    labels, panels = sample.labels, []
+    if sample.cluster is not None:
+        panels.append(by_cluster("by cluster", sample.cluster, labels, classes))
+    panels += [by_cluster(f"by cluster, as far as {name} gives one", c, labels, classes) for name, c in partly.items()]
+    if (labels >= 0).any():
         panels.append(Groups("by class, as the labels say", labels, classes, np.arange(len(classes))))
     return panels or [Groups("", labels, (), np.arange(0))]
+
+
+def by_cluster(title: str, cluster: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str]) -> Groups:
+    """Clusters [n] in the colours of the classes that they stand for, further ones in others."""
+    known = (labels >= 0) & (cluster >= 0)
+    stands_for = clustering.match(cluster[known], labels[known]) if known.any() else {}
+    rest = itertools.count(len(classes) if stands_for else 0)
+    colour = [stands_for[i] if i in stands_for else next(rest) for i in range(int(cluster.max(initial=-1)) + 1)]
+    return Groups(title, cluster, [str(i) for i in range(len(colour))], np.array(colour, np.int64))
 
 
 @figures.styled

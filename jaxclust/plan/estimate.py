@@ -72,6 +72,11 @@ class Kmeans(NamedTuple):
         return 2.0 * self.rows * self.dim * self.k * self.searches
 
 
+def to_every_host(size: int, topology: Topology) -> float | None:
+    """Seconds to bring so many bytes, of which each host has a part, to all hosts; None where there is but one."""
+    return size / HOSTS if topology.chip and topology.hosts > 1 else None
+
+
 def on_first_host(kmeans: Kmeans, topology: Topology) -> tuple[float, float] | None:
     """Seconds to bring the rows to host 0, and of faiss there."""
     if topology.chip is None:

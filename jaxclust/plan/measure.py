@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxclust import runtime
+from jaxclust import methods, runtime
 from jaxclust.data.split import Split
+from jaxclust.errors import ConfigError
 from jaxclust.methods.base import DataInfo
 from jaxclust.plan.program import Program, compiled, nbytes
 from jaxclust.plan.topology import Topology
@@ -20,6 +21,7 @@ from jaxclust.train.loop import IN_FLIGHT
 from jaxclust.train.stage import Stage, example_batch, prepare
 
 COMPILES = 5  # sizes that are tried to find the largest batch
+MULTIPLE = 8  # of which batches of a chip are
 CLOSE = 1.03  # how much larger a batch must be to be worth trying
 FASTER = 32  # how much larger the next one is where memory did not grow
 
@@ -34,11 +36,7 @@ def stage_on(topology: Topology, config: ConfigDict, name: str, info: DataInfo, 
 
 def train_program(stage: Stage) -> Program:
     """The train step on a full batch; of a frozen body on the features that stand for the images."""
-    shape = (_length(stage, stage.embed),) if stage.config.freeze_body else stage.info.image_shape
-    info = stage.info._replace(image_shape=shape)
-    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size, stage.config.views))
-    key = jax.eval_shape(lambda: runtime.key(0))
-    return compiled(stage.step, _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), key)
+    return compiled(stage.step, *_of_step(stage))
 
 
 def feature_program(stage: Stage) -> Program:
@@ -53,14 +51,19 @@ def feature_dim(stage: Stage) -> int:
 
 
 def train_memory(stage: Stage, program: Program) -> dict[str, int]:
-    """Bytes on a chip while it trains, by what they are for; the loop keeps batches waiting for the step."""
+    """Bytes on a chip while it trains, by what they are for.
+
+    The loop keeps batches waiting for the step, and what steps say of their images until the round ends.
+    """
     state = stage.shapes
     batch = max(0, program.arguments - nbytes(state))
+    _, rows, _ = jax.eval_shape(stage.step, *_of_step(stage))
     return {
         "parameters": nbytes(state.params),
         "optimizer": nbytes(state.opt_state),
         "statistics": nbytes((state.extra, state.sums, state.step)),
         "batches": (1 + IN_FLIGHT) * (batch + program.outputs),
+        "rows": stage.lengths.round * nbytes(rows) // stage.mesh.size,
         "temporaries": program.temporaries,
         "program": program.code,
     }
@@ -72,14 +75,31 @@ def feature_memory(stage: Stage, program: Program) -> int:
     return nbytes(stage.shapes) + 2 * (images + program.outputs) + program.temporaries + program.code
 
 
+def takes(config: ConfigDict, info: DataInfo, batch_size: int) -> bool:
+    """Whether the method of `config` works with such a batch, of which MoCo's queue is a multiple, say."""
+    config = ConfigDict(config.to_dict())
+    config.batch_size, config.init_from = batch_size, ""
+    try:
+        methods.get(config, info)
+    except ConfigError:
+        return False
+    return True
+
+
 def largest(
-    needed: Callable[[int], float], limit: float, start: int, fixed: float, most: int, hint: int = 0
+    needed: Callable[[int], float],
+    limit: float,
+    start: int,
+    fixed: float,
+    most: int,
+    hint: int = 0,
+    taken: Callable[[int], bool] = lambda batch: True,
 ) -> tuple[int, float]:
     """The largest batch of a chip, up to `most`, that fits into `limit` bytes, and what it needs; 0 if no image does.
 
     `needed` compiles for a batch and says its bytes (inf: refused), which without images are about `fixed`. After
     `start` and `hint` each size is where the line through the last two would reach the limit, or half-way to one that
-    is too large.
+    is too large. From there it goes down to one that may be `taken`.
     """
     best, before, over = (0, fixed), (0, fixed), math.inf
     guess = start
@@ -95,14 +115,23 @@ def largest(
         if turn == 0 and best[0] < hint < over:
             guess = hint
         guess = min(guess, max(most, start))
+        guess = next((size for size in range(guess, best[0], -MULTIPLE) if taken(size)), 0)
         if guess <= best[0] * CLOSE or guess >= over:
             break
     return best
 
 
 def _round(batch: float) -> int:
-    """Down to a multiple of 8, which is what fills the lanes of a chip."""
-    return int(batch) // 8 * 8 if batch >= 8 else int(batch)
+    """Down to a multiple of what fills the lanes of a chip."""
+    return int(batch) // MULTIPLE * MULTIPLE if batch >= MULTIPLE else int(batch)
+
+
+def _of_step(stage: Stage) -> tuple[Any, Any, Any]:
+    """Shapes of the state, a batch and the key."""
+    shape = (_length(stage, stage.embed),) if stage.config.freeze_body else stage.info.image_shape
+    info = stage.info._replace(image_shape=shape)
+    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size, stage.config.views))
+    return _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), jax.eval_shape(lambda: runtime.key(0))
 
 
 def _length(stage: Stage, program: Callable[..., Any]) -> int:

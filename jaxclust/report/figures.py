@@ -71,6 +71,8 @@ class Panel(NamedTuple):
     lines: list[Line]
     limits: tuple[float, float] | None = None
     reference: tuple[float, str] | None = None  # a level worth comparing with, and its name
+    others: Sequence[Line] = ()  # thin ones without a name, below the lines
+    dot: tuple[float, float] | None = None  # a point of the last line
 
 
 class Row(NamedTuple):
@@ -148,28 +150,47 @@ def _panel(axes: Axes, panel: Panel, stages: Sequence[tuple[str, int]], theme: T
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(axis="y", color=theme.line, linewidth=0.8)
     colours = (theme.first, theme.second, theme.third)
+    for x, y in (part for line in panel.others for part in _by_stage(line, stages)):
+        axes.plot(x, y, color=theme.muted, alpha=0.5, linewidth=0.8, marker="." if len(x) < 2 else "")
     ends = []
     for line, colour in zip(panel.lines, colours, strict=False):
-        marker = "o" if len(line.x) < 2 else ""
-        axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker=marker, markersize=4)
+        for x, y in _by_stage(line, stages):
+            axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if len(x) < 2 else "", markersize=4)
         ends.append((float(line.y[-1]), f"{line.label} {line.end or f'{line.y[-1]:.3f}'}", colour))
+    if panel.dot is not None:
+        axes.plot(*panel.dot, "o", color=colours[len(panel.lines) - 1], markersize=6, markeredgecolor=theme.paper)
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
     if panel.reference is not None:
         level, name = panel.reference
         axes.axhline(level, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
         ends.append((level, name, theme.muted))
-    for name, start in stages[1:]:
-        axes.axvline(start - 0.5, color=theme.line, linewidth=1.2)
-        axes.annotate(
-            printable(name, 12),
-            (start - 0.4, 1.0),
-            color=theme.muted,
-            fontsize=7,
-            xycoords=("data", "axes fraction"),
-            va="bottom",
-        )
+    _mark_stages(axes, stages, theme)
     _label_ends(axes, ends)
+
+
+def _by_stage(line: Line, stages: Sequence[tuple[str, int]]) -> Iterator[tuple[Array, Array]]:
+    """The points of a line in each stage: what one has learnt the next does not go on with."""
+    starts = np.searchsorted(line.x, [start for _, start in stages[1:]])
+    for x, y in zip(np.split(line.x, starts), np.split(line.y, starts), strict=True):
+        if len(x):
+            yield x, y
+
+
+def _mark_stages(axes: Axes, stages: Sequence[tuple[str, int]], theme: Theme) -> None:
+    """A line before the first round of each stage, and names where there is room for them."""
+    if len(stages) < 2:
+        return
+    low, high = axes.get_xlim()
+    ends = [start for _, start in stages[1:]] + [math.inf]
+    for (name, start), end in zip(stages, ends, strict=True):
+        left, right = max(start - 0.5, low), min(end - 0.5, high)
+        if low < start - 0.5 < high:
+            axes.axvline(start - 0.5, color=theme.line, linewidth=1.2)
+        if right - left >= 0.12 * (high - low):
+            place, kind = (left + 0.01 * (high - low), 1.0), ("data", "axes fraction")
+            axes.annotate(printable(name, 12), place, xycoords=kind, color=theme.muted, fontsize=7, va="bottom")
+    axes.set_xlim(low, high)
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:

@@ -23,12 +23,13 @@ class Shown(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """All pictures of a kind, with the step of the checkpoint that they were drawn from."""
+    """All pictures of a kind, with the step of the checkpoint they are drawn from, and of several stages its own."""
 
     title: str
     caption: str
     images: list[Shown]
     step: int | None = None
+    stage: str = ""
 
 
 def save(gallery: Gallery, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Writes report/index.html and its pictures from what a workdir holds."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering
 from jaxclust.files import replacing
 from jaxclust.progress import progress
-from jaxclust.report import figures, gallery, scores
+from jaxclust.report import curves, figures, gallery, scores
 from jaxclust.report.workdir import Confusion, Run, read
 
 OVERVIEW_ROWS = 20
@@ -25,8 +24,6 @@ SHEETS = 100
 SHEET_COLUMNS = 8
 FILES_LISTED = 24
 SKIPPED_LISTED = 50
-
-PSEUDO_ACCURACY = "train/accuracy"  # logged where the loss is a cross-entropy over the clusters
 
 
 class Cluster(NamedTuple):
@@ -74,14 +71,15 @@ def write(workdir: Path) -> Path:
         status=_status(run),
         facts=_facts(run, clusters),
         warnings=_warnings(run),
-        scores=scores.agreement(run.results or {}),
+        scores=scores.by_stage(run.results or {}, list(run.stages) or [""]),
+        made_by={name: _made_by(config) for name, config in run.stages.items()},
         score_names=scores.AGREEMENT,
         comparisons=scores.comparisons(run.results or {}),
         meanings=scores.MEANINGS,
         galleries=gallery.read(workdir),
         pictures={picture.name: picture for picture in pictures},
         clusters=clusters,
-        clustered=bool(clusters) or not _finished(run),  # a method may predict none
+        clustered=bool(clusters) or not run.finished,  # a method may predict none
         sheets=sheets,
         settings=_settings(run),
         skipped=run.skipped,
@@ -112,7 +110,9 @@ def _clusters(run: Run) -> list[Cluster]:
         return []
     ids, counts = run.clusters
     total = counts.sum()
-    known = _classes(next(iter(run.confusions.values()), None))
+    earlier = tuple(f"{stage}-" for stage in run.stages)  # whose clusters are others
+    own = (confusion for split, confusion in run.confusions.items() if not split.startswith(earlier))
+    known = _classes(next(own, None))
     found = []
     for cluster, size in zip(ids.tolist(), counts.tolist(), strict=True):
         name, rank, purity = known.get(cluster, ("", len(known), None))
@@ -178,7 +178,7 @@ Draw = Callable[[figures.Theme], Figure]
 
 def _pictures(run: Run, clusters: list[Cluster]) -> Iterator[tuple[Picture, Draw | None]]:
     """The figures of the page; None in place of the drawing when there is nothing to draw."""
-    panels = _panels(run)
+    panels = curves.panels(run.metrics, _k(run))
     yield (
         Picture("curves", "Training", "The dashed line is the loss of pure guessing.",
                 "metrics.jsonl has no rounds yet: curves appear when the first round is logged."),
@@ -228,38 +228,6 @@ def _confusion(confusion: Confusion, theme: figures.Theme) -> Figure:
     return figures.confusion(confusion.table[order], names, confusion.classes, theme)
 
 
-def _panels(run: Run) -> list[figures.Panel]:
-    """The plots for which the run has logged something."""
-
-    def lines(**names: str) -> list[figures.Line]:
-        series = {label: run.metrics.series(name) for label, name in names.items()}
-        return [figures.Line(label, x, y) for label, (x, y) in series.items() if len(x)]
-
-    last = run.metrics.last()
-    found = last.get("clusters/found", 0)
-    guess = (math.log(found), "guessing") if found > 1 and PSEUDO_ACCURACY in last else None
-    k = _k(run) or found or 1
-    spread = [line._replace(y=line.y / k, end=f"{line.y[-1]:.0f} of {k:.0f}") for line in lines(found="clusters/found")]
-    return [
-        panel
-        for panel in (
-            figures.Panel("loss", lines(loss="train/loss"), None, guess),
-            figures.Panel(
-                "collapse: shares of clusters found and of the largest",
-                spread + lines(largest="clusters/largest_share"),
-                (-0.03, 1.06),
-            ),
-            figures.Panel("NMI to the previous round", lines(NMI="clusters/nmi_prev"), (-0.03, 1.06)),
-            figures.Panel(
-                "agreement with the labels",
-                lines(ACC="train/acc", NMI="train/nmi", ARI="train/ari"),
-                (-0.03, 1.06),
-            ),
-        )
-        if panel.lines
-    ]
-
-
 def _draw(picture: Picture, draw: Draw | None, folder: Path) -> Picture:
     """Saves the figure for light and for dark pages."""
     if draw is None:
@@ -274,7 +242,19 @@ def _draw(picture: Picture, draw: Draw | None, folder: Path) -> Picture:
 
 
 def _k(run: Run) -> int:
-    return int(((run.config or {}).get("cluster") or {}).get("k", 0))
+    return int((_last(run).get("cluster") or {}).get("k", 0))
+
+
+def _last(run: Run) -> dict[str, Any]:
+    """The settings of the last stage, whose clusters are those of the run."""
+    return ([run.config or {}, *run.stages.values()])[-1]
+
+
+def _made_by(config: Mapping[str, Any]) -> str:
+    """What makes the clusters of a stage: its method, or where DeepCluster learns nothing, the clustering alone."""
+    method = str(config.get("method", ""))
+    trains = config.get("rounds") or config.get("steps")
+    return method if trains or method != "deepcluster" else str((config.get("cluster") or {}).get("method", method))
 
 
 def _title(run: Run) -> str:
@@ -283,24 +263,19 @@ def _title(run: Run) -> str:
 
 
 def _subtitle(run: Run) -> str:
-    config = run.config
-    if config is None:
+    if run.config is None:
         return "config.json is missing or unreadable, so the settings of this run are unknown."
-    method, model = config.get("method", ""), (config.get("model") or {}).get("name", "")
-    words = [method, model, f"k = {_k(run)}", f"seed {config.get('seed', 0)}"]
+    config = _last(run)
+    method = " → ".join(run.stages) if len(run.stages) > 1 else config.get("method", "")
+    words = [method, (config.get("model") or {}).get("name", ""), f"k = {_k(run)}", f"seed {config.get('seed', 0)}"]
     return " · ".join(str(word) for word in words if word)
 
 
 def _status(run: Run) -> str:
-    if _finished(run):
+    if run.finished:
         return "finished"
     done = f" after round {len(run.metrics.rows)}" if run.metrics.rows else ""
     return f"not finished{done}: results.json is not there or not complete, figures are of the newest round"
-
-
-def _finished(run: Run) -> bool:
-    """Whether the results are those of the whole run; before its end there may be some of its first stages."""
-    return "seconds" in (run.results or {})
 
 
 def _facts(run: Run, clusters: list[Cluster]) -> list[tuple[str, str]]:
@@ -331,7 +306,7 @@ def _warnings(run: Run) -> list[str]:
     ids, counts = run.clusters
     found = clustering.sizes(np.repeat(ids, counts), _k(run))
     last = run.metrics.last()
-    loss = last.get("train/loss") if PSEUDO_ACCURACY in last else None
+    loss = last.get("train/loss") if curves.PSEUDO_ACCURACY in last else None
     return clustering.warnings(found, int(counts.sum()), _k(run), loss, len(ids))
 
 

@@ -1,6 +1,6 @@
 """The figures of results.json as tables: agreement with the labels, and what each evaluation of features found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxclust import plugins
@@ -24,6 +24,14 @@ MEANINGS = {
 }
 
 
+class Agreement(NamedTuple):
+    """How far the clusters of a stage are the classes of a split, by the names of AGREEMENT."""
+
+    stage: str
+    split: str
+    values: dict[str, float]
+
+
 class Table(NamedTuple):
     """One evaluation: the cells of each row by column; a single row may have no name."""
 
@@ -40,6 +48,17 @@ def agreement(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
         if name in AGREEMENT and split.partition("/")[0] not in _evaluations():
             table.setdefault(split, {})[name] = value
     return table
+
+
+def by_stage(results: Mapping[str, float], stages: Sequence[str]) -> list[Agreement]:
+    """Agreement with the labels of each of `stages`, in order; that of the last one has plain names in results.json."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key, values in sorted(agreement(results).items(), key=lambda item: "/" not in item[0]):  # plain ones are newer
+        stage, _, split = key.rpartition("/")
+        found[stage or stages[-1], split] = values
+    order = {stage: number for number, stage in enumerate(stages)}
+    rows = [Agreement(stage, split, values) for (stage, split), values in found.items()]
+    return sorted(rows, key=lambda row: order.get(row.stage, len(order)))
 
 
 def comparisons(results: Mapping[str, float]) -> list[Table]:

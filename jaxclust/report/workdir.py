@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import zipfile
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,23 +62,60 @@ class Run(NamedTuple):
     paths: dict[int, str]  # of the images in `samples`
     skipped: list[list[str]] | None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the results are those of the whole run; before its end there may be some of its first stages."""
+        return "seconds" in (self.results or {})
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The settings that each stage sees, in order."""
+        config = self.config or {}
+        return {name: _of_stage(config, name) for name in _stage_names(config)}
+
 
 def read(workdir: Path) -> Run:
     """Reads a workdir; files that are absent, or that a running job has half written, are None."""
     config = _json(workdir / "config.json")
     samples = _samples(workdir / "samples.npz")
-    wanted = set() if samples is None else set(samples.id.tolist())
-    return Run(
+    final, paths = _final(workdir / "assignments.csv", set() if samples is None else set(samples.id.tolist()))
+    run = Run(
         workdir=workdir,
         config=config,
         results=_json(workdir / "results.json"),
         metrics=_metrics(workdir / "metrics.jsonl"),
-        clusters=_clusters(workdir, config),
+        clusters=None,
         samples=samples,
         confusions=_confusions(workdir),
-        paths={int(row[0]): row[1] for row in _rows(workdir / "assignments.csv", wanted)},
+        paths=paths,
         skipped=_skipped(workdir / "skipped.csv"),
     )
+    newest = None if run.finished and len(final) else _newest_of_stages(workdir / "assignments", config)
+    return run._replace(clusters=_counted(final if newest is None else newest))
+
+
+def newest_assignment(folder: Path) -> Array | None:
+    """The cluster of each image, int [N], as the newest file of assignments/<stage>/ has it; -1: none."""
+    rounds = [path for path in folder.glob("*.npz") if path.stem.isdigit()]
+    for path in sorted(rounds, key=lambda path: int(path.stem), reverse=True):
+        if (arrays := _npz(path, ["cluster"])) is not None:
+            return arrays[0]
+    return None
+
+
+def _stage_names(config: Mapping[str, Any]) -> list[str]:
+    return [name.strip() for name in str(config.get("stages", "")).split(",") if name.strip()]
+
+
+def _of_stage(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = config.get("stage")
+    return _laid_over(config, own.get(name) if isinstance(own, dict) else None)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return below if above is None else above
+    return {**below, **{name: _laid_over(below.get(name), value) for name, value in above.items()}}
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -119,30 +157,17 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             yield record
 
 
-def _clusters(workdir: Path, config: Mapping[str, Any] | None) -> tuple[Array, Array] | None:
-    """Ids and sizes of the clusters of the newest assignment."""
-    newest = _newest_assignment(workdir / "assignments", config)
-    if newest is not None:
-        clusters = newest
-    else:
-        column = [int(row[2]) for row in _rows(workdir / "assignments.csv")]
-        clusters = np.array(column, np.int64)
+def _counted(clusters: Array) -> tuple[Array, Array] | None:
+    """Ids and sizes of the clusters of an assignment."""
     clusters = clusters[clusters >= 0]
-    if not len(clusters):
-        return None
-    ids, sizes = np.unique(clusters, return_counts=True)
-    return ids, sizes
+    return np.unique(clusters, return_counts=True) if len(clusters) else None
 
 
-def _newest_assignment(folder: Path, config: Mapping[str, Any] | None) -> Array | None:
-    order = [name.strip() for name in str((config or {}).get("stages", "")).split(",")]
-    stages = [folder / name for name in reversed(order) if name and (folder / name).is_dir()]
-    for stage in stages or sorted(folder.glob("*/")):
-        rounds = [path for path in stage.glob("*.npz") if path.stem.isdigit()]
-        for path in sorted(rounds, key=lambda path: int(path.stem), reverse=True):
-            if (arrays := _npz(path, ["cluster"])) is not None:
-                return arrays[0]
-    return None
+def _newest_of_stages(folder: Path, config: Mapping[str, Any] | None) -> Array | None:
+    """The newest assignment of the last stage that has one."""
+    stages = [folder / name for name in reversed(_stage_names(config or {})) if (folder / name).is_dir()]
+    found = (newest_assignment(stage) for stage in stages or sorted(folder.glob("*/")))
+    return next((clusters for clusters in found if clusters is not None), None)
 
 
 def _npz(path: Path, names: list[str]) -> list[Array] | None:
@@ -172,15 +197,17 @@ def _confusions(workdir: Path) -> dict[str, Confusion]:
     return dict(sorted(found.items(), key=lambda item: item[0] != "train"))
 
 
-def _rows(path: Path, wanted: set[int] | None = None) -> Iterator[list[str]]:
-    """Rows of assignments.csv (id, path, cluster, distance), those of `wanted` ids if given."""
-    rows = _csv(path)
+def _final(path: Path, wanted: set[int]) -> tuple[Array, dict[int, str]]:
+    """Of assignments.csv (id, path, cluster, distance) the clusters, and the paths of `wanted` ids."""
+    clusters, paths, rows = array("q"), {}, _csv(path)
     next(rows, None)
     for row in rows:
         if len(row) < 4 or not (row[0].isdigit() and row[2].isdigit()):
             continue  # cut off, or without a cluster
-        if wanted is None or int(row[0]) in wanted:
-            yield row
+        clusters.append(int(row[2]))
+        if int(row[0]) in wanted:
+            paths[int(row[0])] = row[1]
+    return np.array(clusters, np.int64), paths
 
 
 def _skipped(path: Path) -> list[list[str]] | None:

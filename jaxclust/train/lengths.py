@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxclust.data.sampler import POOLS
 from jaxclust.errors import ConfigError
-from jaxclust.fields import parse_duration
+from jaxclust.kinds import parse_duration
 
 
 class Lengths(NamedTuple):

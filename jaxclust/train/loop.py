@@ -136,8 +136,9 @@ def _order(stage: Stage, targets: Targets, round_: int) -> np.ndarray:
     size, steps = stage.config.batch_size, stage.lengths.round
     seed = (stage.config.seed, stage.number, round_)
     return sampler.draw(
-        stage.config.sampler, targets.ids, targets.cluster, steps * size, seed, size, first_batch=round_ * steps
-    )
+        stage.config.sampler, targets.ids, targets.cluster, steps * size, seed, size,
+        first_batch=round_ * steps, unlabelled=stage.config.unlabelled_ratio,
+    )  # fmt: skip
 
 
 def _batches(stage: Stage, targets: Targets, step: int) -> Iterator[Batch]:

@@ -70,23 +70,34 @@ def _check(field: str, group: ConfigDict, every: int, method: Method) -> None:
 
 
 def direction(group: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """g + decay * w on every parameter, then momentum (v = mu v + g, no dampening) or Adam, before the rate.
+    """g + decay * w, then momentum (v = mu v + g, no dampening) or Adam, before the rate.
 
+    Nesterov's momentum moves by mu v + g in place of v, as PyTorch has it.
     "lars" makes g + decay * w of each parameter as long as `trust` of that parameter before the momentum, without
     clipping (You, Gitman, Ginsburg, "Large batch training of convolutional networks", 2017, where the length is
     |g| + decay |w|); where one of both is zero it stays as it is.
     """
     decay = 10.0**group.wd if group.wd else group.weight_decay
+    momentum = partial(optax.trace, group.momentum, nesterov=group.nesterov)
     rules = {
         "adam": (optax.scale_by_adam,),
-        "sgd": (partial(optax.trace, group.momentum),),
-        "lars": (
-            partial(optax.scale_by_trust_ratio, trust_coefficient=group.trust),
-            partial(optax.trace, group.momentum),
-        ),
+        "sgd": (momentum,),
+        "lars": (partial(optax.scale_by_trust_ratio, trust_coefficient=group.trust), momentum),
     }
-    chain = optax.chain(optax.add_decayed_weights(decay), *(rule() for rule in rules[group.name]))
+    chain = optax.chain(
+        optax.add_decayed_weights(decay, DECAYED[group.decayed]), *(rule() for rule in rules[group.name])
+    )
     return still(chain, group.frozen) if group.frozen else chain
+
+
+def not_of_norms(params: Any) -> Any:
+    """Which parameters do not belong to a norm, whose parameters are a scale and whatever stands beside it."""
+    norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] not in norms, params)
+
+
+DECAYED = {"all": None, "no_norm": not_of_norms}
+"""A function of the parameters that tells which of them decay, None for all."""
 
 
 def still(rule: optax.GradientTransformationExtraArgs, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -112,12 +123,15 @@ class Course(NamedTuple):
 
 
 def schedule(course: Course, steps: int) -> Schedule:
-    """Learning rate by step: constant, half a cosine down to min_lr at `steps`, or lr * gamma^(step // every), each
-    after a straight line from warmup_lr."""
+    """Learning rate by step: constant, half a cosine down to min_lr at `steps`, the first part of a cosine, or
+    lr * gamma^(step // every), each after a straight line from warmup_lr."""
     group, every, warmup = course
+    length = max(steps - warmup, 1)
     if group.schedule == "cosine":
         lowest = group.min_lr / group.lr if group.lr else 0.0
-        follows = optax.cosine_decay_schedule(group.lr, max(steps - warmup, 1), alpha=lowest)
+        follows = optax.cosine_decay_schedule(group.lr, length, alpha=lowest)
+    elif group.schedule == "cosine_part":
+        follows = cosine_part(group.lr, length, group.part)
     elif group.schedule == "exponential":
         follows = optax.exponential_decay(group.lr, every, group.gamma, staircase=True)
     else:
@@ -125,6 +139,11 @@ def schedule(course: Course, steps: int) -> Schedule:
     if not warmup:
         return follows
     return optax.join_schedules([optax.linear_schedule(group.warmup_lr, group.lr, warmup), follows], [warmup])
+
+
+def cosine_part(rate: float, steps: int, part: float) -> Schedule:
+    """rate * cos(pi * part * step / steps); FixMatch's part is 7/16, and above 1/2 the rate would become negative."""
+    return lambda step: rate * jnp.cos(jnp.pi * part * jnp.minimum(step / steps, 1.0))
 
 
 def plateau(group: ConfigDict, every: int) -> optax.GradientTransformationExtraArgs:

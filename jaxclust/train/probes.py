@@ -7,6 +7,8 @@ that there are <layer>.safetensors, the classifier after the last epoch, and <la
 import functools
 import hashlib
 import json
+import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +41,8 @@ NAME = "probe"
 SCORES = ("top1", "top5", "loss")
 HELD_OUT = 0.2  # of the training images, where there is no test split
 SAVES = 10  # checkpoints over the whole training
+
+_logger = logging.getLogger(__name__)
 
 Curves = dict[str, list[dict[str, float]]]
 
@@ -94,6 +98,7 @@ def train(stage: Stage, state: TrainState, train: Split, test: Split | None, num
     if hosts.is_first():
         for name, epochs in of_epochs.items():
             save(folder / f"{name}.safetensors", snapshot.state, name, len(epochs), epochs[-1]["top1"])
+        warn_of_divergence(folder, probed, settings.lr)
         shutil.rmtree(folder / "features", ignore_errors=True)  # which are made again if they are needed
     hosts.wait("the probes")
     return of_epochs
@@ -188,6 +193,19 @@ def curves(folder: Path, probed: Probe) -> dict[str, np.ndarray]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = {name: [f"test/{name}/{key}" for key in SCORES] for name in probed.widths}
     return {name: np.array([[line[key] for key in keys] for line in lines]) for name, keys in names.items()}
+
+
+def warn_of_divergence(folder: Path, probed: Probe, lr: float) -> None:
+    """Logs which layers were learnt worse than by guessing."""
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    for name in probed.widths:
+        loss, guessing = last[f"train/{name}/loss"], math.log(probed.num_classes)
+        if loss > guessing:
+            _logger.warning(
+                f"the linear probe of {name} ended with a loss of {loss:,.1f}, and guessing has {guessing:.1f}: config."
+                f"evaluate.linear.lr={lr} is too high for the values of this layer, or the network has had too few "
+                "steps for its running batch statistics"
+            )
 
 
 def save(path: Path, state: TrainState, layer: str, epoch: int, top1: float) -> None:

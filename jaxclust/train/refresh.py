@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from jaxclust import hosts, runtime
+from jaxclust.data.split import fingerprint
 from jaxclust.evaluation import clustering, suite
 from jaxclust.features.extract import Program, extract
 from jaxclust.features.rows import Rows
@@ -26,7 +27,9 @@ def refresh(
     assert stage.method.refresh is not None
     refreshed = stage.method.refresh(jax.device_get(state), targets, rows, key)
     hosts.require_same("after a refresh the targets", refreshed.target)
-    values = {"features/std": std_of_unit_rows(rows), **refreshed.metrics}
+    values = {**refreshed.metrics}
+    if "features/std" not in values:  # a method whose refresh sees more than features measures it itself
+        values["features/std"] = std_of_unit_rows(rows)
     new = state._replace(extra=runtime.put_replicated(refreshed.extra, stage.mesh))
     if last and step:
         if stage.predict is not None and refreshed.cluster is not None:
@@ -64,11 +67,11 @@ def _record(
     """Writes the assignment to the cluster log and measures it; labels meet it only here."""
     if refreshed.cluster is None:
         return {}
+    before = _before(stage, targets)
     if hosts.is_first():
         _write(stage, f"{step // stage.lengths.round}.npz", refreshed)
     values = clustering.sizes(refreshed.cluster, stage.method.num_clusters)
-    before = targets.cluster
-    if targets.refreshed_at >= 0 and ((before >= 0) & (refreshed.cluster >= 0)).any():
+    if before is not None and ((before >= 0) & (refreshed.cluster >= 0)).any():
         average = stage.config.evaluate.nmi_average
         values["clusters/nmi_prev"] = clustering.nmi(before, refreshed.cluster, average)
         values["clusters/changed"] = clustering.changed(before, refreshed.cluster)
@@ -81,6 +84,16 @@ def _record(
     return values | {f"train/{name}": value for name, value in scores.items() if "/" not in name}
 
 
+def _before(stage: Stage, targets: Targets) -> np.ndarray | None:
+    """The assignment [N] of the last refresh; targets need not be clusters. None if there is none."""
+    path = stage.workdir / "assignments" / stage.name / f"{targets.refreshed_at // stage.lengths.round}.npz"
+    if targets.refreshed_at < 0 or not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        cluster: np.ndarray = file["cluster"]
+    return cluster
+
+
 def _write(stage: Stage, name: str, refreshed: Refreshed) -> None:
     """assignments/<stage>/<name>, and what else the method recorded to uncertainty/<stage>/<name>."""
     assert refreshed.cluster is not None
@@ -89,6 +102,7 @@ def _write(stage: Stage, name: str, refreshed: Refreshed) -> None:
         "cluster": refreshed.cluster.astype(np.int32),
         "distance": np.asarray(refreshed.distance, np.float32),
         "weight": refreshed.weight,
+        "fingerprint": np.array(fingerprint(stage.split, len(refreshed.cluster))),
     }
     written = {"assignments": arrays} | ({"uncertainty": arrays | {**refreshed.record}} if refreshed.record else {})
     for kind, of_kind in written.items():

@@ -1,6 +1,7 @@
 """A stage made ready: method, data, lengths, programs and first state, all checked before work starts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from ml_collections import ConfigDict
 from jaxclust import methods, runtime
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
-from jaxclust.data.split import Split
+from jaxclust.data.groups import groups_of
+from jaxclust.data.split import Split, fingerprint
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import suite
 from jaxclust.features.extract import Program, compile_for
@@ -66,9 +68,13 @@ def prepare(
     number = stage_names(config).index(name)
     begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then no body is needed
     donor = None if begun else donors.body(config, name, workdir)
-    info = info._replace(files=donors.files(config, name, workdir))
+    info = info._replace(
+        files=donors.files(config, name, workdir), begun=begun, fingerprint=partial(fingerprint, split)
+    )
     config = for_stage(config, name)
+    check_colours(config, info.image_shape)
     method = (make or methods.get)(config, info)
+    labels = seen_labels(method, config, info, split)
     check_views(config, method)
     suite.load(config)  # only to see that every evaluation exists
     mesh = runtime.mesh(config, devices)
@@ -83,11 +89,12 @@ def prepare(
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
     if donor and Checkpoints.exist(donor):
-        Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split, rows)), method.fresh)
+        Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
+
+    begin = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))
 
     def first() -> Snapshot:
-        state = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))()
-        snapshot = Snapshot(runtime.put_replicated(state, mesh), first_targets(method, split, rows))
+        snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
         return Checkpoints(donor).restore_body(snapshot, method.fresh) if donor else snapshot
 
     embed = compile_for(method.embed, mesh)
@@ -105,12 +112,29 @@ def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, m
     return TrainState(jnp.zeros((), jnp.int32), params, extra, optimizer.init(params), sums)
 
 
+def check_colours(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """ConfigError unless `config.data.mean` and `std` are one number, or one for each channel of images of `shape`."""
+    for name in ("mean", "std"):
+        numbers, channels = len(config.data[name]), shape[-1]
+        if len(shape) == 3 and numbers not in (1, channels):
+            raise ConfigError(
+                f"config.data.{name}={config.data[name]} has {numbers} numbers, and the images of "
+                f"config.data.source={config.data.source!r} have channels: {channels}; give one number for all, such "
+                "as (0.5,), or see grey images as colours with config.data.channels=3"
+            )
+
+
 def check_views(config: ConfigDict, method: Method) -> None:
-    """ConfigError unless `config.views` has every view that the method needs, with sizes of crops that are in order."""
+    """ConfigError unless `config.views` has every view that the method needs, with a number and crops it can use."""
     for name in method.views:
         if name not in config.views:
             raise ConfigError(f"config.views has no section {name!r}, which method {config.method!r} needs")
         view = view_lib.make_view(config.views[name])
+        if view.number > 1 and not method.copies:
+            raise ConfigError(
+                f"config.views.{name}.number={view.number}, but config.method={config.method!r} sees one of each image "
+                "in a view; set it to 1"
+            )
         if view.crop_area > view.crop_area_max:
             raise ConfigError(
                 f"config.views.{name}.crop_area={view.crop_area} is the smallest share of a crop and must not be more "
@@ -118,19 +142,34 @@ def check_views(config: ConfigDict, method: Method) -> None:
             )
 
 
-def first_targets(method: Method, split: Split, rows: Mapping[str, jax.ShapeDtypeStruct]) -> Targets:
-    """Targets before any refresh: the labels where the method may see them, else zeros; and an empty memory.
+def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split) -> np.ndarray | None:
+    """What the method may see of the labels: classes, or groups of them, int32 [N], negative where unknown.
+
+    None where there are none, or it may see none. A class that was not there in training is of no group.
+    """
+    if method.labels is None or split.labels is None:
+        return None
+    if method.labels == "class":
+        return split.labels
+    assert info.num_classes is not None
+    known = (split.labels >= 0) & (split.labels < info.num_classes)
+    return np.where(known, groups_of(config.groups, info.num_classes)[np.where(known, split.labels, 0)], -1)
+
+
+def first_targets(
+    method: Method, size: int, labels: np.ndarray | None, rows: Mapping[str, jax.ShapeDtypeStruct]
+) -> Targets:
+    """Targets before any refresh: the labels that the method may see, else zeros; and an empty memory.
 
     `rows` are shapes and dtypes of what a step says of the images of its batch.
     """
-    labels = split.labels if method.labels else None
-    target = np.zeros((split.size, *method.target_shape), np.int32) if labels is None else labels.astype(np.int32)
-    ids = np.flatnonzero((target >= 0).reshape(split.size, -1).all(axis=1))  # of some images the label may be unknown
-    targets = Targets(target, np.ones(split.size, np.float32), ids.astype(np.int32), np.asarray(-1, np.int32))
+    target = np.zeros((size, *method.target_shape), np.int32) if labels is None else labels.astype(np.int32)
+    ids = np.flatnonzero((target >= 0).reshape(size, -1).all(axis=1))  # of some images the label may be unknown
+    targets = Targets(target, np.ones(size, np.float32), ids.astype(np.int32), np.asarray(-1, np.int32))
     if method.memory is None:
         return targets
     kept = rows[method.memory]
-    return targets._replace(memory=np.zeros((split.size, *kept.shape[1:]), kept.dtype))
+    return targets._replace(memory=np.zeros((size, *kept.shape[1:]), kept.dtype))
 
 
 def example_batch(method: Method, info: DataInfo, size: int, views: Mapping[str, Mapping[str, Any]] = {}) -> Batch:

@@ -31,7 +31,8 @@ def gradient_update(
         (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         changes, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step, value=loss)
         params = optax.apply_updates(state.params, changes)
-        state = state._replace(params=params, extra=aux.extra, opt_state=opt_state)
+        extra = method.after(params, aux.extra) if method.after else aux.extra
+        state = state._replace(params=params, extra=extra, opt_state=opt_state)
         return state, aux._replace(metrics={"loss": loss, **aux.metrics})
 
     return update
@@ -39,10 +40,10 @@ def gradient_update(
 
 def make(method: Method, optimizer: Optimizer, mesh: Mesh) -> Step:
     """(state, batch, key of the stage) -> (state, rows by image, updates since the last log)."""
-    update = method.update or gradient_update(method, optimizer)
+    update = jax.jit(method.update or gradient_update(method, optimizer))  # traced once, with sums or without
 
     def device_step(state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        new, aux = update(state, batch, jax.random.fold_in(key, state.step))
+        new, aux = update(state._replace(sums={}), batch, jax.random.fold_in(key, state.step))
         sums = add_metrics(state.sums, aux.metrics, state.step)
         rows = {**aux.rows, "id": batch["id"], "position": batch["position"]} if aux.rows else {}
         # The sums are donated to the next step; the count returned beside them tells when this one is done.

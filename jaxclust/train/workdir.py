@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import __version__, hosts
 from jaxclust import config as config_lib
-from jaxclust.data.source import Source
+from jaxclust.data.source import Source, of_last_stage
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.files import replacing
 from jaxclust.methods.base import DataInfo
@@ -69,7 +69,7 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
         return
     config_lib.save(config, workdir / "config.json")
     _write(workdir / "environment.json", json.dumps(environment(used), indent=2) + "\n")
-    split = source.splits["train"]
+    split = of_last_stage(source, config).splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.num_classes}
     _write(workdir / "data.json", json.dumps(about, indent=2) + "\n")
     _write(workdir / "images.csv", _image_list(source))
@@ -78,7 +78,7 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
 
 
 def data_info(workdir: Path) -> DataInfo:
-    """What the run in `workdir` was trained on, so that its state can be used without it."""
+    """What the last stage of the run in `workdir` was trained on, so that its state can be used without it."""
     path = workdir / "data.json"
     if not path.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (there is no {path}); train one first (--job=train)")

@@ -1,6 +1,7 @@
 """Vectors in place of images: `.npy` [N, D], or `.npz` with `features` and if wanted `labels`, `test_features`, …"""
 
 import zipfile
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,20 +11,24 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from jaxclust.data.split import Source, Split, from_array
+from jaxclust.data.split import Source, Split, from_array, prefixes
 from jaxclust.errors import ConfigError, DataError
 
 
 def read(where: str, settings: ConfigDict) -> Source:
-    """Splits `train` and, where there is `test_features`, `test`; object arrays are never unpickled."""
+    """Splits `train` and, where there is `test_features`, `test`, and what else `data.train` asks for.
+
+    Object arrays are never unpickled.
+    """
     if not where:
         raise ConfigError("config.data.source='features' names no file; write 'features:FILE'")
     path = Path(where).expanduser()
-    arrays = _load(path)
-    found = [arrays[name] for name in ("labels", "test_labels") if name in arrays]
+    begun = prefixes(settings.train)
+    arrays = _load(path, {prefix + kind for prefix in begun.values() for kind in ("features", "labels")})
+    found = [values for name, values in arrays.items() if name.endswith("labels")]
     classes = np.unique(np.concatenate(found)) if found else np.array([])
     splits = {}
-    for split, prefix in (("train", ""), ("test", "test_")):
+    for split, prefix in begun.items():
         if prefix + "features" in arrays:
             name_of = partial("{}/{}/{}".format, path.stem, split)
             splits[split] = _split(path, arrays, prefix, name_of, classes)
@@ -48,8 +53,7 @@ def _split(path: Path, arrays: dict[str, Any], prefix: str, name_of: Any, classe
     return replace(from_array(rows, (rows.shape[1],), name_of), labels=labels)
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    names = ("features", "labels", "test_features", "test_labels")
+def _load(path: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

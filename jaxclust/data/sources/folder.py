@@ -21,7 +21,7 @@ def read(where: str, settings: ConfigDict) -> Source:
     if not root.is_dir():
         raise DataError(f"{where!r}: no such folder (config.data.source=folder:DIR)")
     listed = list_images(root)
-    folders = split_folders(listed)
+    folders = split_folders(listed, settings.train.split("+"))
     skips = Skips(str(root), settings.max_skipped)
     found = [
         scan_files(root, split, [p for p in listed if p.startswith(folder)], settings.max_pixels, skips)
@@ -39,14 +39,17 @@ def read(where: str, settings: ConfigDict) -> Source:
 
 
 def _label(splits: Mapping[str, Split], folders: Mapping[str, str]) -> tuple[dict[str, Split], tuple[str, ...] | None]:
-    """The splits with labels, and the names of the classes; a single class says nothing and is none."""
+    """The splits with labels, and the names of the classes; a single class says nothing and is none.
+
+    Classes are those of the splits train and test; a folder of another split may be none of them (label -1).
+    """
     found = {
         split: classes([path.removeprefix(folders[split]) for path in made.paths or ()])
         for split, made in splits.items()
     }
-    names = sorted({name for of_split in found.values() for name in of_split or ()})
+    names = sorted({name for split in ("train", "test") for name in found.get(split) or ()})
     if len(names) < 2:
         return dict(splits), None
     index = {name: i for i, name in enumerate(names)}
-    labels = {s: None if of is None else np.array([index[n] for n in of], np.int32) for s, of in found.items()}
+    labels = {s: None if of is None else np.array([index.get(n, -1) for n in of], np.int32) for s, of in found.items()}
     return {s: replace(made, labels=labels[s]) for s, made in splits.items()}, tuple(names)

@@ -1,7 +1,8 @@
-"""A NumPy archive: `images`, and if wanted `labels`, `test_images`, `test_labels`."""
+"""A NumPy archive: `images`, and if wanted `labels`, `test_images`, `test_labels`, `unlabelled_images`, …"""
 
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,24 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from jaxclust.data.arrays import check, make_source
-from jaxclust.data.split import Source
+from jaxclust.data.split import Source, prefixes
 from jaxclust.errors import ConfigError, DataError
 
 
 def read(where: str, settings: ConfigDict) -> Source:
-    """Splits `train` and, where there is `test_images`, `test`; object arrays are never unpickled."""
+    """Splits `train` and, where there is `test_images`, `test`, and what else `data.train` asks for.
+
+    Object arrays are never unpickled.
+    """
     if not where:
         raise ConfigError("config.data.source='npz' names no file; write 'npz:FILE'")
     path = Path(where).expanduser()
-    arrays = _load(path)
+    found = prefixes(settings.train)
+    arrays = _load(path, {prefix + kind for prefix in found.values() for kind in ("images", "labels")})
     if "images" not in arrays:
         raise DataError(f"{path}: there is no array 'images', only {', '.join(sorted(arrays)) or 'nothing'}")
     splits = {}
-    for split, prefix in (("train", ""), ("test", "test_")):
+    for split, prefix in found.items():
         if prefix + "images" in arrays:
             what = f"{path} ({prefix}images)"
             images, labels = arrays[prefix + "images"], arrays.get(prefix + "labels")
@@ -31,8 +36,7 @@ def read(where: str, settings: ConfigDict) -> Source:
     return make_source(path.stem, splits, settings)
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    names = ("images", "labels", "test_images", "test_labels")
+def _load(path: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
     try:
         if not zipfile.is_zipfile(path):
             reason = "not an npz archive" if path.exists() else "no such file"

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -55,12 +55,12 @@ def read(where: str, settings: ConfigDict) -> Source:
     """Scans every record, which fixes the ids, and decodes all images if they fit the cache."""
     builder = _builder(where, settings.data_dir)
     place = str(builder.data_dir)
-    columns = _columns(builder.info, place)
+    columns = _columns(builder.info, place, settings.label)
     if not builder.is_prepared():
         _prepare(builder, where)
     skips = Skips(place, settings.max_skipped)
     found = []
-    for split, own in _splits(builder.info, columns, place).items():
+    for split, own in _splits(builder.info, columns, place, settings.train.split("+")).items():
         records = _records(builder.info, own)
         found.append(_scan(records, split, f"{builder.name}/{own}", columns, settings.max_pixels, skips))
     splits = make_splits(found, settings, skips)
@@ -168,15 +168,23 @@ def _records(info: Any, split: str) -> Records:
     return open_records(info.file_format.value, [*map(os.fspath, about.filepaths)], about.shard_lengths)
 
 
-def _splits(info: Any, columns: Columns, place: str) -> dict[str, str]:
-    """TFDS' name of each split that is used; of those held out the first whose labels, hidden in some, are known."""
+def _splits(info: Any, columns: Columns, place: str, asked: Sequence[str]) -> dict[str, str]:
+    """TFDS' name of each split that is used; of those held out the first whose labels, hidden in some, are known.
+
+    Splits of other names are used where they are `asked` for; ConfigError lists what there is.
+    """
     there = [name for name, split in info.splits.items() if split.num_examples]
     if "train" not in there:
         raise DataError(f"{place!r} has no split 'train', only {', '.join(there) or 'empty ones'}")
     held_out = [name for name in HELD_OUT if name in there]
     if columns.label and len(held_out) > 1:
         held_out.sort(key=lambda name: not _labelled(_records(info, name).read(0), columns))
-    return {"train": "train"} | ({"test": held_out[0]} if held_out else {})
+    used = {"train": "train"} | ({"test": held_out[0]} if held_out else {})
+    for name in asked:
+        if name not in used and name not in there:
+            hint = did_you_mean(name, there)
+            raise ConfigError(f"config.data.train: {place!r} has no split {name!r}{hint} There is: {', '.join(there)}.")
+    return used | {name: name for name in asked if name not in used}
 
 
 def _labelled(record: bytes, columns: Columns) -> bool:
@@ -186,8 +194,11 @@ def _labelled(record: bytes, columns: Columns) -> bool:
         return False
 
 
-def _columns(info: Any, place: str) -> Columns:
-    """The image, label and file name among the features of a data set; DataError if the image is in doubt."""
+def _columns(info: Any, place: str, asked: str) -> Columns:
+    """The image, label and file name among the features of a data set; DataError if the image is in doubt.
+
+    The label is that `asked` for, else the data set's own; ConfigError lists what there is.
+    """
     from tensorflow_datasets import features as kinds
 
     features = dict(sorted(info.features.items())) if isinstance(info.features, kinds.FeaturesDict) else {}
@@ -198,7 +209,12 @@ def _columns(info: Any, place: str) -> Columns:
         what = f"several images and none called 'image': {', '.join(images)}"
         raise DataError(f"{place!r}: a record has {what if images else 'no image, only ' + ', '.join(features)}")
     labels = [n for n, kind in features.items() if isinstance(kind, kinds.ClassLabel) and (kind.num_classes or 0) > 1]
-    label = next((name for name in labels if name == target), labels[0] if len(labels) == 1 else None)
+    if asked and asked not in labels:
+        there_is = f"There is: {', '.join(labels) or 'none'}."
+        raise ConfigError(
+            f"config.data.label={asked!r} is no class of {place!r}{did_you_mean(asked, labels)} {there_is}"
+        )
+    label = asked or next((name for name in labels if name == target), labels[0] if len(labels) == 1 else None)
     classes = tuple(features[label].names) if label else ()
     file = next((name for name in FILE_NAMES if isinstance(features.get(name), kinds.Text)), None)
     return Columns(image, label, classes, file)

@@ -1,0 +1,117 @@
+"""ClustNet: classes found from two groups of them, by a gate and experts.
+
+python -m jaxclust.main --config=configs/clustnet.py
+python -m jaxclust.main --config=configs/clustnet.py:digits
+python -m jaxclust.main --config=configs/clustnet.py:mnist --config.data.source=idx:FOLDER
+python -m jaxclust.main --config=configs/clustnet.py:cifar10,shared
+python -m jaxclust.main --config=configs/clustnet.py:mnist,cae --config.data.source=idx:FOLDER
+python -m jaxclust.main --config=configs/clustnet.py:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from jaxclust import config as c
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The default is `recommended` on scikit-learn's 8 x 8 digits; variants are separated by commas and apply in order,
+    to `digits`, which is as the method was published."""
+    config = c.base()
+    config.method = config.stages = "clustnet"
+    config.groups = "0-4,5-9"
+    config.cluster.k = 5
+    config.sampler = "uniform_image"
+    config.evaluate.suite = "clustering,groups"
+    digits(config)
+    variants = {
+        "recommended": recommended, "linear_gate": linear_gate, "digits": digits, "separate": separate,
+        "shared": shared, "mnist": mnist, "cifar10": cifar10, "cae": cae, "smoke": smoke,
+    }  # fmt: skip
+    return c.apply_variants(config, variant or "recommended", variants)
+
+
+def digits(config: ConfigDict) -> None:
+    """Linear experts on the pixels and a gate of two hidden layers, both moved in each step."""
+    config.data.source, config.data.image_size = "digits", 0
+    config.data.mean, config.data.std = (0.3053,), (0.376,)
+    config.rounds = 30
+    config.batch_size = 4
+    s = config.clustnet
+    s.gate.layers, s.gate.dense_layers, s.gate.dense_size = 0, 3, (128, 64)
+    s.experts.layers, s.experts.dense_layers = 0, 1
+    s.encoder.layers, s.period = 0, 0
+
+
+def recommended(config: ConfigDict) -> None:
+    """The settings of section 3 of our specification that keep the gate from collapsing: experts used evenly."""
+    config.rounds, config.batch_size = 60, 16
+    config.clustnet.lr, config.clustnet.diversity = 0.05, 0.3
+
+
+def linear_gate(config: ConfigDict) -> None:
+    """A linear gate, whose cells are convex, that is sure of each image and gives each expert as much of P as of N.
+
+    Chosen on digits among some 40 settings by looking at the classes, with seeds 0 to 4: no default.
+    """
+    config.rounds, config.batch_size = 60, 64
+    s = config.clustnet
+    s.gate.layers, s.gate.dense_layers, s.gate.dense_size = 0, 1, (64,)
+    s.lr, s.group_diversity, s.gate_entropy = 0.1, 1.0, -0.3
+
+
+def separate(config: ConfigDict) -> None:
+    """Convolutions for the gate and for each expert, as shipped, for images of 28 x 28 at least."""
+    config.data.image_size = max(config.data.image_size, 28)
+    s = config.clustnet
+    s.gate.layers, s.gate.dense_layers, s.gate.dense_size = 5, 1, (64,)
+    s.experts.layers, s.experts.dense_layers = 2, 1
+    s.encoder.layers, s.period = 0, 2
+
+
+def shared(config: ConfigDict) -> None:
+    """An encoder, on whose code there are a gate with a hidden layer and linear experts."""
+    s = config.clustnet
+    s.gate.layers, s.gate.dense_layers, s.gate.dense_size = 0, 2, (64,)
+    s.experts.layers, s.experts.dense_layers = 0, 1
+    s.encoder.layers, s.period = 2, 2
+
+
+def mnist(config: ConfigDict) -> None:
+    """The 60,000 training digits of MNIST, with the small batches that the experts need."""
+    config.data.source = "idx:data/mnist"
+    config.data.num_images = 60_000
+    config.data.image_size = 28
+    config.data.mean, config.data.std = (0.1307,), (0.3081,)
+    config.rounds = 100
+    separate(config)
+
+
+def cifar10(config: ConfigDict) -> None:
+    """CIFAR-10 from TFDS; the constants of pixels are those of MNIST, as published."""
+    mnist(config)
+    config.data.source = "tfds:cifar10"
+    config.data.num_images = 50_000
+    config.data.image_size = 32
+
+
+def cae(config: ConfigDict) -> None:
+    """`shared`, whose encoder starts as that of an autoencoder of the images."""
+    shared(config)
+    config.stages = "cae,clustnet"
+    sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.5}
+    with config.unlocked():
+        config.stage = ConfigDict(
+            {
+                "cae": {"method": "cae", "rounds": 10, "optimizer": {"body": sgd}},
+                "clustnet": {"init_from": "@cae"},
+            }
+        )
+
+
+def smoke(config: ConfigDict) -> None:
+    """Two short rounds."""
+    config.rounds = 2
+    config.refresh_every = "20 steps"
+    with config.unlocked():
+        for stage in config.stage.values():
+            stage.rounds = 2

@@ -1,0 +1,51 @@
+"""`config.groups`: two groups of classes, which are all that a method with labels="group" learns of labels."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxclust.errors import ConfigError
+
+EXAMPLE = "'0-4,5-9', or '0+2-4,1+5-9' where classes are not in a row"
+
+
+def classes(text: str) -> tuple[list[int], list[int]]:
+    """The classes of both groups of a text such as "0-4,5-9": of the first, P, and of the second, N.
+
+    ConfigError if it cannot be read, or does not have two groups.
+    """
+    try:
+        groups = [[label for part in group.split("+") for label in _span(part)] for group in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"config.groups={text!r} must be two groups of class numbers, such as {EXAMPLE}") from None
+    if len(groups) != 2:
+        raise ConfigError(f"config.groups={text!r} has {len(groups)} groups and must have two, such as {EXAMPLE}")
+    return groups[0], groups[1]
+
+
+def _span(part: str) -> range:
+    first, _, last = part.strip().partition("-")
+    if int(last or first) < int(first):
+        raise ValueError(part)
+    return range(int(first), int(last or first) + 1)
+
+
+def groups_of(text: str, num_classes: int) -> NDArray[np.int32]:
+    """The group of each class, int32 [num_classes]: 1 for the first group, P, and 0 for the second, N.
+
+    ConfigError unless each class is in one of them.
+    """
+    found = [label for group in classes(text) for label in group]
+    wrong = {
+        "are in both": {label for label in found if found.count(label) > 1},
+        "are in none": set(range(num_classes)) - set(found),
+        "do not exist": set(found) - set(range(num_classes)),
+    }
+    for what, labels in wrong.items():
+        if labels:
+            raise ConfigError(
+                f"config.groups={text!r}: of the classes 0 to {num_classes - 1} each must be in one of two groups, and "
+                f"these {what}: {', '.join(map(str, sorted(labels)))}"
+            )
+    positive = np.zeros(num_classes, np.int32)
+    positive[classes(text)[0]] = 1
+    return positive
