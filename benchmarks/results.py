@@ -22,7 +22,8 @@ HEAD = """# Results
 
 Made by `make bench`. Every figure stands beside that of a peer in the same run: the sides take turns (A B A B …), each
 in a process of its own, and a ratio is the median over the turns with the least and the greatest in brackets. A ratio
-above 1 means that jaxclust is faster. The sections on UAD are made by the command that stands in them.
+above 1 means that jaxclust is faster. The sections on UAD and SPICE are made by the commands that
+stand in them.
 """
 
 
