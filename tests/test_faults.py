@@ -68,24 +68,24 @@ def go_on(workdir, *arguments):
     assert main(["jaxclust", *ARGUMENTS, f"--workdir={workdir}", *arguments]) == 0
 
 
-def outcome(workdir):
-    """All that a run leaves, times aside."""
-    folder = workdir / "checkpoints" / "deepcluster"
+def outcome(workdir, stage="deepcluster"):
+    """All that a run leaves of a stage, times aside."""
+    folder = workdir / "checkpoints" / stage
     manager = ocp.CheckpointManager(folder.absolute(), item_handlers=ocp.StandardCheckpointHandler())
     arrays = manager.restore(manager.latest_step())
     results = json.loads((workdir / "results.json").read_text())
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     untimed = [{k: v for k, v in m.items() if k not in ("time", "images_per_second")} for m in metrics]
-    rounds = {path.name: dict(np.load(path)) for path in (workdir / "assignments" / "deepcluster").glob("*.npz")}
+    rounds = {path.name: dict(np.load(path)) for path in (workdir / "assignments" / stage).glob("*.npz")}
     del results["seconds"]
     return arrays, (workdir / "assignments.csv").read_bytes(), results, untimed, rounds
 
 
-def assert_same_outcome(a, b):
-    arrays, csv, results, metrics, rounds = outcome(a)
-    other_arrays, *others = outcome(b)
+def assert_same_outcome(a, b, stage="deepcluster", numbers=range(4)):
+    arrays, csv, results, metrics, rounds = outcome(a, stage)
+    other_arrays, *others = outcome(b, stage)
     assert others[:3] == [csv, results, metrics]
-    assert rounds.keys() == others[3].keys() == {f"{i}.npz" for i in range(4)}
+    assert rounds.keys() == others[3].keys() == {f"{i}.npz" for i in numbers}
     for name in rounds:
         for key in rounds[name]:
             np.testing.assert_array_equal(rounds[name][key], others[3][name][key])
@@ -146,3 +146,21 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, capsys):
     go_on(uninterrupted)
     assert "finished" in capsys.readouterr().out and time.monotonic() - began < 60
     assert str(outcome(uninterrupted)) == str(before)
+
+
+@pytest.mark.slow
+def test_spice_killed_in_each_stage_with_steps_goes_on_to_the_same(tmp_path):
+    def code(moment, count, name):
+        command = ("--config=configs/spice.py:smoke", "--config.runtime.devices=1", f"--workdir={tmp_path / name}")
+        with snippet(DRIVER, moment, count, *command, count=1, devices=8) as started:
+            (ended,) = started.finish(timeout=300)
+        return ended.code
+
+    assert code("never", 0, "whole") == 0
+    stages = ("moco", "embed", "self", "reliable", "semi")
+    for count, stage in ((25, "moco"), (30, "self"), (45, "semi")):  # each of 40 steps, saved after 20
+        assert code("step", count, "killed") == -signal.SIGKILL
+        assert [name for name in stages if (tmp_path / "killed" / "checkpoints" / name).exists()][-1] == stage
+    assert code("never", 0, "killed") == 0
+    for stage, first in (("self", 0), ("semi", 1)):  # an untrained network tells no clusters
+        assert_same_outcome(tmp_path / "whole", tmp_path / "killed", stage, range(first, 3))
