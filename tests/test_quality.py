@@ -59,13 +59,9 @@ def test_spice_finds_coloured_shapes_and_its_last_stage_loses_none(tmp_path):
     """Check S14 of its specification."""
     images, labels = shapes(2000)
     np.savez(tmp_path / "shapes.npz", images=images, labels=labels)
-    settings = (
-        "data.image_size=32",
-        "cluster.k=4",
-        "stage.moco.rounds=30",
-        "views.query.flip=0.5",
-        "views.key.flip=0.5",
-    )
+    moved = {"crop_area": 0.5, "brightness": 0.4, "contrast": 0.4, "flip": 0.5}  # the ground tells nothing
+    views = [f"views.{name}.{field}={value}" for name in ("query", "key") for field, value in moved.items()]
+    settings = ("data.image_size=32", "cluster.k=4", "stage.moco.rounds=25", "stage.semi.rounds=4", *views)
     arguments = [f"--config.{setting}" for setting in settings]
     source = f"--config.data.source=npz:{tmp_path / 'shapes.npz'}"
     assert run("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", source, *arguments) == 0
