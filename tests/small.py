@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -21,8 +22,9 @@ from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
 
-# The smallest network of each file, and the other kind of block of ResNets.
-NETWORKS = [*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"]
+# All networks; in the fast tests the smallest of each file, and the other kind of block of ResNets.
+FEW = {*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"}
+NETWORKS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in models.networks()]
 
 
 def small_config(**overrides: Any) -> ConfigDict:

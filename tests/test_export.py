@@ -553,7 +553,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(digits, tmp_path
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_can_be_exported_for_any_number_of_images(name):
+def test_every_network_can_be_exported_for_any_number_of_images(name):
     config = small_config(model__name=name, model__width=4, model__dim=8, model__sobel=True)
     info = DataInfo(50, (64, 64, 3))
     method = methods.get(config, info)
