@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxclust.errors import ConfigError
 from jaxclust.fields import FIELDS
-from jaxclust.files import replacing
+from jaxclust.files import write_json
 from jaxclust.kinds import Each, Field
 
 
@@ -143,8 +143,7 @@ def for_stage(config: ConfigDict, name: str) -> ConfigDict:
 
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the config as JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    write_json(path, config.to_dict())
 
 
 def load(path: Path) -> ConfigDict:

@@ -21,6 +21,7 @@ from small import few_digits, run, small_config
 
 from jaxclust import config as config_lib
 from jaxclust.errors import CollapseError, ConfigError, JaxclustError, Stopped
+from jaxclust.files import write_json
 from jaxclust.jobs import sweep, train
 from jaxclust.jobs.options import Options
 from jaxclust.report import figures, sweep_figure
@@ -373,8 +374,8 @@ def summarized(workdir, fields, runs):
         planned[name] = values
         overrides = {key.replace(".", "__"): value for key, value in values.items()}
         write_run(workdir / name, small_config(**overrides), clusters, **results)
-        sweep.write_json(workdir / "outcomes" / f"{name}.json", {"status": "done", "why": ""})
-    sweep.write_json(workdir / "sweep.json", {"fields": fields, "runs": planned})
+        write_json(workdir / "outcomes" / f"{name}.json", {"status": "done", "why": ""})
+    write_json(workdir / "sweep.json", {"fields": fields, "runs": planned})
     return report.write(workdir)
 
 

@@ -22,7 +22,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering, suite
 from jaxclust.features.extract import extract
 from jaxclust.features.rows import Rows
-from jaxclust.files import replacing
+from jaxclust.files import replacing, write_json
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo, TrainState
 from jaxclust.runtime import stop_signal
@@ -162,12 +162,6 @@ def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
 def of_stages(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
     """The part of results.json that `write_stage` wrote."""
     return {key: value for key, value in results.items() if key.partition("/")[0] in stage_names(config)}
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Writes results.json."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def judged(stage: Stage, state: TrainState, source: Source, name: str) -> tuple[Predictions, dict[str, Any]]:

@@ -3,7 +3,6 @@
 The train step and the feature pass are compiled for it ahead of time; nothing runs, and no image is read.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data.source import of_stage, open_source
 from jaxclust.errors import ConfigError
-from jaxclust.files import replacing
+from jaxclust.files import replacing, write_json
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo
 from jaxclust.plan import estimate, measure, topology
@@ -48,9 +47,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         shape = " x ".join(map(str, infos[name].image_shape))
         text += f"\n## {name}\n\n{infos[name].size:,} images of {shape}\n\n{table(plans_there)}\n"
         text += "\n".join(f"- {where}: {verdict(plan)}" for where, plan in plans_there.items()) + "\n"
-    for file, content in (("plan.json", json.dumps(plans, indent=2) + "\n"), ("plan.md", text)):
-        with replacing(workdir / file) as temporary:
-            temporary.write_text(content)
+    write_json(workdir / "plan.json", plans)
+    with replacing(workdir / "plan.md") as temporary:
+        temporary.write_text(text)
     print(f"{text}\nresults: {workdir / 'plan.md'}", flush=True)
 
 

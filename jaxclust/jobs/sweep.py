@@ -6,7 +6,6 @@ guards each, so that a process that dies leaves its run to the others. What is f
 
 import fcntl
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
-from jaxclust.files import replacing
+from jaxclust.files import write_json
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
 from jaxclust.kinds import Field
@@ -259,9 +258,3 @@ def locked(path: Path, how: int) -> Iterator[bool]:
         else:
             mine = True
         yield mine
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Writes a JSON file whole."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from jaxclust.files import replacing
+from jaxclust.files import write_json
 
 NAME = "gallery.json"
 
@@ -35,8 +35,7 @@ class Gallery(NamedTuple):
 def save(gallery: Gallery, folder: Path) -> None:
     """Writes gallery.json."""
     content = {**gallery._asdict(), "images": [shown._asdict() for shown in gallery.images]}
-    with replacing(folder / NAME) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / NAME, content)
 
 
 def read(workdir: Path) -> dict[str, Gallery]:

@@ -15,7 +15,7 @@ from jaxclust import __version__, hosts
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source, of_last_stage
 from jaxclust.errors import ConfigError, DataError
-from jaxclust.files import replacing
+from jaxclust.files import replacing, write_json
 from jaxclust.methods.base import DataInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "faiss-cpu", "faiss-gpu", "numpy")
@@ -68,10 +68,10 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
     if not hosts.is_first():
         return
     config_lib.save(config, workdir / "config.json")
-    _write(workdir / "environment.json", json.dumps(environment(used), indent=2) + "\n")
+    write_json(workdir / "environment.json", environment(used))
     split = of_last_stage(source, config).splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.num_classes}
-    _write(workdir / "data.json", json.dumps(about, indent=2) + "\n")
+    write_json(workdir / "data.json", about)
     _write(workdir / "images.csv", _image_list(source))
     if source.skipped:
         _write(workdir / "skipped.csv", _table(("split", "path", "reason"), source.skipped))
