@@ -1,4 +1,4 @@
-"""A config: made, read, written and checked; `fields.py` has the settings.
+"""A config: made, read, written and checked; `fields/` has the settings.
 
 A config is an `ml_collections.ConfigDict` made by `base()`, changed by a file in `configs/` and by
 `--config.a.b=value` on the command line, and checked by `validate` before any work starts.
