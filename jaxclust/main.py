@@ -98,7 +98,6 @@ def parse(argv: Sequence[str]) -> Command:
     }
     for name, words in texts.items():
         flags.DEFINE_string(name, "train" if name == "job" else "", words, flag_values=known)
-    flags.DEFINE_multi_string("over", [], "sweep: NAME=VALUE,VALUE,…, such as cluster.k=5,10,20", flag_values=known)
     flags.DEFINE_bool("overwrite", False, "export: replace what an earlier export wrote", flag_values=known)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=known)
     try:
@@ -120,7 +119,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise SaidByFirst(str(error)) from None
     workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
     by_cluster = known["by-cluster"].value or ""
-    options = Options(known.images, known.out, by_cluster, tuple(known.over), known.overwrite, known.topology)
+    options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology)
     return Command(config, workdir, known.job, options, place)
 
 
