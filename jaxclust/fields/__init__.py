@@ -276,6 +276,10 @@ FIELDS: dict[str, Any] = {
             "count": number(9, -1, math.inf, "images of each channel; 0 or less: all"),
         },
     },
+    "scores": {
+        "every": duration("never", "clustnet: how often scores of all images are written to files, in whole rounds"),
+        "index": flag(False, "whether a line also has the number of its image"),
+    },
     "features": {
         "memory_bytes": number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
     },
