@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxclust.errors import DataError
 from jaxclust.files import replacing
 
 FOLDER = "scores"
@@ -49,23 +48,3 @@ def write(path: Path, scores: Scores) -> None:
     table = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
     with replacing(path) as temporary:
         np.savetxt(temporary, table, kinds, ",", header=header(k, scores.id is not None), comments="")
-
-
-def read(path: Path) -> Scores:
-    """Reads what `write` wrote; DataError names a file that is damaged, and what is wrong with it."""
-    try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-        table = np.loadtxt(lines or ["0"], np.float64, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    with_id = first.endswith(",sampleIdx")
-    k = table.shape[1] - 4 - with_id
-    if k < 1 or first != header(k, with_id):
-        raise DataError(f"{path} is no file of scores: its first line is {first[:80]!r}, of {table.shape[1]} columns")
-    label, group = table[:, :2].astype(np.int32).T
-    gate, log_probs = table[:, 4 : 4 + k], table[:, 2:4]
-    sums = np.stack([gate.sum(axis=1), np.exp(log_probs).sum(axis=1)])
-    if not np.allclose(sums, 1, atol=1e-3):
-        line = int(np.flatnonzero(~np.isclose(sums, 1, atol=1e-3).all(axis=0))[0]) + 2
-        raise DataError(f"{path}: the probabilities of line {line} do not add up to 1")
-    return Scores(label, group, log_probs, gate, table[:, -1].astype(np.int32) if with_id else None)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from jaxclust.fields.clustnet import CLUSTNET
+from jaxclust.fields.report import REPORT
 from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
 _VIEW = {
@@ -259,23 +260,7 @@ FIELDS: dict[str, Any] = {
         "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,
     },
-    "report": {
-        "pictures": text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
-        "stage": text("", "the stage whose network and views are pictured; empty: the last one"),
-        "layers": text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
-        "channels": number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
-        "sample": number(1000, 10, 100_000, "tsne, umap: training images that are shown"),
-        "filters": {
-            "steps": some((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
-            "lr": some((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),
-            "weight_decay": number(1e-5, 0.0, math.inf, "factor of the squared image in what is climbed"),
-            "every": number(5, 1, math.inf, "the image is blurred in the first of so many steps"),
-            "sigma": number(0.3, 0.0, 10.0, "width of this blur in pixels"),
-        },
-        "activations": {
-            "count": number(9, -1, math.inf, "images of each channel; 0 or less: all"),
-        },
-    },
+    "report": REPORT,
     "scores": {
         "every": duration("never", "clustnet: how often scores of all images are written to files, in whole rounds"),
         "index": flag(False, "whether a line also has the number of its image"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxclust import hosts
+from jaxclust import hosts, pictures
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.evaluation import suite
@@ -32,6 +32,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     sources = {name: of_stage(source, config, name) for name in names}
     workdir_lib.check(config, workdir, source)
     evaluate.check_suite(config, source)
+    pictures.load(config)  # only to see that every picture exists
     on = devices.choose(config, workdir, lambda config: ready(config, names[0], sources[names[0]], workdir))
     stages = [ready(on, name, sources[name], workdir) for name in names]
     evaluate.check_probes(stages[-1])
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         results = evaluate.write_results(stages[-1], snapshot.state, sources[names[-1]], seconds)
     if hosts.is_first():
         with uncounted():
-            report.page(workdir)
+            report.at_the_end(config, workdir)
     hosts.wait("the report")
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
 

@@ -8,18 +8,16 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust import config as settings
 from jaxclust.evaluation.stability import stability
 from jaxclust.files import replacing
-from jaxclust.report import figures, sweep_figure
+from jaxclust.report import figures, gallery, sweep_figure
 
 Value = bool | int | float | str
 Values = dict[str, Value]
@@ -236,16 +234,13 @@ def _write_page(
     for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)) if panels else ():
         with replacing(folder / f"sweep{suffix}.png") as temporary:
             figures.save(sweep_figure.draw(panels, _first(plan), theme), temporary)
-    source = resources.files("jaxclust.report").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(source).render(
+    page = gallery.template("sweep.html.jinja").render(
         fields=plan.fields,
         table=table,
         rows=rows,
         plot=bool(panels),
         hint=hint(groups),
+        galleries=gallery.read(workdir),
         light=figures.LIGHT,
         dark=figures.DARK,
     )
