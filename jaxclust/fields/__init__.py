@@ -261,6 +261,10 @@ FIELDS: dict[str, Any] = {
         "linear": _LINEAR,
     },
     "report": REPORT,
+    "scores": {
+        "every": duration("never", "clustnet: how often scores of all images are written to files, in whole rounds"),
+        "index": flag(False, "whether a line also has the number of its image"),
+    },
     "features": {
         "memory_bytes": number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),
     },

@@ -50,9 +50,15 @@ def of_sweep(asked: Asked, config: ConfigDict, workdir: Path) -> None:
         own = validate(experiment.config_of(net.workdir, config))
         draw(of_network(asked, own, net.workdir) | of_files(asked, net), net.workdir)
         page(net.workdir)
-    comparing = {name: module for name, module in asked.items() if hasattr(module, "compare")}
-    draw({name: functools.partial(module.compare, nets) for name, module in comparing.items()}, workdir)
+    side_by_side(asked, config, workdir)
     print(f"\nreport: {sweep.write(workdir).page}", flush=True)
+
+
+def side_by_side(asked: Asked, config: ConfigDict, workdir: Path) -> None:
+    """The pictures that compare the runs of a sweep, of which some may still be trained."""
+    comparing = {name: module for name, module in asked.items() if hasattr(module, "compare")}
+    nets = experiment.read(workdir, config) if comparing else []
+    draw({name: functools.partial(module.compare, nets) for name, module in comparing.items() if nets}, workdir)
 
 
 def at_the_end(config: ConfigDict, workdir: Path) -> None:

@@ -18,10 +18,11 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclust import config as config_lib
-from jaxclust import plugins
+from jaxclust import pictures, plugins
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
 from jaxclust.files import write_json
+from jaxclust.jobs import report as report_job
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
 from jaxclust.kinds import Field
@@ -62,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     Everything a user can have got wrong is found before the workdir is touched. A run that fails is recorded and the
     others go on; JaxclustError at the end names all that failed.
     """
-    fields = parse(config)
+    fields, asked = parse(config), pictures.load(config)
     runs = plan(config, fields)
     check_workdir(config, workdir, fields)
     with stop_signal() as stop:
@@ -71,6 +72,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         runs = register(config, workdir, fields, runs)
         work(runs, workdir, stop)
         with locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):
+            report_job.side_by_side(asked, config, workdir)
             summary = report.write(workdir)
     print(f"\n{summary.table}\n{summary.hint}\nresults: {summary.page}", flush=True)
     failed = [(run.title, why) for run in runs for status, why in [read_outcome(workdir, run.name)] if status == FAILED]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jaxclust import hosts, pictures
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, of_stage, open_source
+from jaxclust.evaluation import suite
 from jaxclust.heartbeats import uncounted
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
@@ -59,10 +60,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def ready(config: ConfigDict, name: str, source: Source, workdir: Path) -> Stage:
-    """Stage `name` on its training images."""
+    """Stage `name` on its training images, judged on all splits that have labels."""
     split = source.splits["train"]
+    labelled = {name: other for name, other in source.splits.items() if suite.has_labels(other.labels)}
+    others = {name: other for name, other in labelled.items() if name != "train"}
     info = DataInfo(split.size, split.image_shape, source.num_classes, parts=tuple(source.parts.values()))
-    return prepare(config, name, split, info, workdir)
+    return prepare(config, name, split, info, workdir, others=others)
 
 
 def describe(source: Source, purpose: str) -> str:
