@@ -5,8 +5,10 @@ picture of a small sweep.
 import csv
 import json
 import re
+import tempfile
 from functools import partial
 from itertools import permutations
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small import small_config, with_settings
+from small import few_digits, run, small_config, with_settings
+from test_report import Page
 
 from jaxclust import config as config_lib
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.features import score_file
+from jaxclust.features.score_file import Scores
 from jaxclust.kinds import spans
 from jaxclust.pictures import accuracy, certainty, confusion, failures, map_variance, sparsity, weights
-from jaxclust.report import experiment
-from jaxclust.report.experiment import Net, Scores
+from jaxclust.report import experiment, figures
+from jaxclust.report.experiment import Net
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    """They are drawn sooner."""
+    monkeypatch.setattr(figures, "DPI", 48)
 
 
 def some_scores(size=40, k=5, seed=0, classes=10):
@@ -34,22 +45,10 @@ def some_scores(size=40, k=5, seed=0, classes=10):
     return Scores(label, (label < classes // 2).astype(int), np.log(np.stack([1 - p, p], axis=1)), gate, None)
 
 
-def text_of(scores):
-    """The file that a training writes."""
-    k = scores.gate.shape[1]
-    lines = [f"#origTarg,targ,pred[2],clust[{k}]{',sampleIdx' if scores.id is not None else ''}"]
-    for i in range(len(scores.label)):
-        numbers = [f"{x:.9g}" for x in (*scores.log_probs[i], *scores.gate[i])]
-        ids = [] if scores.id is None else [str(scores.id[i])]
-        lines.append(",".join([str(scores.label[i]), str(scores.group[i]), *numbers, *ids]))
-    return "".join(f"{line}\n" for line in lines)
-
-
 def written(folder, epoch, scores, suffix=""):
     """A file of scores/ in a workdir."""
-    path = folder / "scores" / f"epoch{epoch}{suffix}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text_of(scores))
+    path = score_file.path_of(folder, epoch, suffix == "_train")
+    score_file.write(path, scores)
     return path
 
 
@@ -67,13 +66,14 @@ def net_in(folder, number=1, values=None, **overrides):
 @pytest.mark.parametrize("with_id", [False, True])
 def test_scores_are_read_as_they_were_written(tmp_path, with_id):
     there = some_scores()._replace(id=np.arange(40)[::-1] if with_id else None)
-    found = experiment.read_scores(written(tmp_path, 3, there))
+    found = score_file.read(written(tmp_path, 3, there))
     for name in ("label", "group", "log_probs", "gate"):
         np.testing.assert_allclose(getattr(found, name), getattr(there, name), rtol=1e-8)
     assert (found.id is None) == (not with_id) and (not with_id or found.id.tolist() == there.id.tolist())
 
 
-WHOLE = text_of(some_scores(20))
+with tempfile.TemporaryDirectory() as folder:
+    WHOLE = written(Path(folder), 1, some_scores(20)).read_text()
 DAMAGE = {
     "cut in a line": (WHOLE[:-9], "ends in the middle of a line"),
     "cut between lines": (WHOLE[: WHOLE.rindex("\n", 0, -1) + 1], "has 19 rows, where the other epochs have 20"),
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_skipped_and_named_and_the_others_are_read(tmp_path, n
 
 
 def test_where_no_file_can_be_read_all_are_named(tmp_path):
-    with pytest.raises(DataError, match="scores has no epoch1.csv and the like, which a training of a mixture"):
+    with pytest.raises(DataError, match="scores has no epoch1.csv and the like; a training of a mixture"):
         experiment.of_epochs(net_in(tmp_path), len)
     written(tmp_path, 1, some_scores()).write_text("torn")
     with pytest.raises(DataError, match="no file of scores can be read; .*/scores/epoch1.csv: begins with 'torn'"):
@@ -157,18 +157,20 @@ def test_nets_are_found_by_their_number_and_ordered_by_what_was_swept(tmp_path):
     assert [net.number for net in experiment.by_field(words)] == [net.number for net in nets]
     assert nets[9].legend == "lr=0.2" or nets[9].legend.startswith("lr=0.")
     asked = of_clustnet(report__nets="2-3,9-10", report__without_nets="3")
-    assert [net.number for net in experiment.read(folder, asked)] == [2, 9, 10]
-    with pytest.raises(ConfigError, match="config.report.nets='2,13': there is no net 13; there is: 1-12"):
-        experiment.read(folder, of_clustnet(report__nets="2,13"))
-    with pytest.raises(ConfigError, match="config.report.nets='2' without .*without_nets='1-3' leaves no net of 1-12"):
-        experiment.read(folder, of_clustnet(report__nets="2", report__without_nets="1-3"))
+    assert [net.number for net in experiment.chosen(nets, asked)] == [2, 9, 10]
+    with pytest.raises(ConfigError, match="config.report.nets='2,13': there is no net 13; there is: 1-3,5-12"):
+        experiment.chosen(nets, of_clustnet(report__nets="2,13"))
+    with pytest.raises(
+        ConfigError, match="config.report.nets='2' without .*without_nets='1-3' leaves no net of 1-3,5-12"
+    ):
+        experiment.chosen(nets, of_clustnet(report__nets="2", report__without_nets="1-3"))
 
 
 def test_a_single_run_is_an_experiment_of_one_net(tmp_path):
     (net,) = experiment.read(tmp_path, of_clustnet())
     assert (net.number, net.values, net.workdir, net.legend) == (1, {}, tmp_path, "net 1")
     with pytest.raises(ConfigError, match="there is no net 2; there is: 1"):
-        experiment.read(tmp_path, of_clustnet(report__nets="2"))
+        experiment.chosen([net], of_clustnet(report__nets="2"))
 
 
 # Mathematics.
@@ -386,7 +388,9 @@ def test_accuracies_are_joined_by_net_whatever_epochs_each_has(tmp_path):
     for row in rows[::5]:
         scores = some_scores(seed=100 * int(row["net"]) + int(row["epoch"]))
         values = experiment.measured(nets[0].config, scores)
-        assert float(row["acc_p"]) == pytest.approx(values["acc_p"]) and float(row["nll"]) == pytest.approx(values["nll"])
+        assert float(row["acc_p"]) == pytest.approx(values["acc_p"]) and float(row["nll"]) == pytest.approx(
+            values["nll"]
+        )
     with pytest.raises(DataError, match="scores has no epoch1.csv and the like"):
         accuracy.compare([nets[4]])
 
@@ -402,11 +406,94 @@ def test_each_net_has_its_own_matrices_and_bars(tmp_path):
     of = confusion.matrix(some_scores(seed=4), [5, 6, 7, 8, 9])
     assert header == ["expert", "5", "6", "7", "8", "9"] and [int(row[0]) for row in rows] == of.experts
     assert [[int(cell) for cell in row[1:]] for row in rows] == of.counts.tolist()
-    assert [image.file for image in confusion.read(net_in(tmp_path))(tmp_path).images] == ["p-epoch4.png", "n-epoch4.png"]
+    assert [image.file for image in confusion.read(net_in(tmp_path))(tmp_path).images] == [
+        "p-epoch4.png",
+        "n-epoch4.png",
+    ]
     shown = certainty.read(net_in(tmp_path))(tmp_path / "drawn")
     with Image.open(tmp_path / "drawn" / shown.images[0].dark) as picture:
-        assert picture.width > 800
+        assert picture.width > 300
     with (tmp_path / "drawn" / "certainty.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row.pop("epoch") for row in rows] == ["0", "1", "4"]
     assert all(sum(map(float, row.values())) == pytest.approx(1) for row in rows)
+
+
+# All of them, of a real sweep.
+
+ALL = "weights,sparsity,accuracy,failures,certainty,map_variance,tsne,confusion"
+FILES = {
+    "certainty": {"certainty.png", "certainty.csv"},
+    "confusion": {"p-epoch3.png", "n-epoch3.png", "p-epoch3.csv", "n-epoch3.csv"},
+    "failures": {"epoch3.csv", "epoch3"},
+    "map_variance": {"p-conv1.png", "n-conv1.png", "conv1.csv"},
+    "sparsity": {"sparsity.png", "sparsity.csv"},
+    "tsne": {"tsne.png", "tsne-pixels.png"},
+    "weights": {"weights.png", "weights.csv"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A few digits, some of them for testing."""
+    split = few_digits(120).splits["train"]
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=split.images[:80], labels=split.labels[:80],
+             test_images=split.images[80:], test_labels=split.labels[80:])  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(digits, tmp_path_factory):
+    """Two nets, of three epochs and of two, which compile the same programs."""
+    folder = tmp_path_factory.mktemp("runs") / "exp"
+    sizes = (
+        "gate.dense_layers=1",
+        "gate.dense_size=(1,)",
+        "experts.layers=2",
+        "experts.channels=2",
+        "experts.pool_out=2",
+    )
+    code = run("--config=configs/clustnet.py:digits", "--job=sweep", f"--workdir={folder}", "--config.sweep=rounds=3,2",
+               f"--config.data.source=npz:{digits}", "--config.clustnet.lr=0.1", "--config.batch_size=16",
+               "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never",
+               *(f"--config.clustnet.{size}" for size in sizes))  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def report(folder, *arguments):
+    return run("--job=report", f"--workdir={folder}", *(f"--config.report.{argument}" for argument in arguments))
+
+
+def there(folder):
+    """The files of each picture, without those for dark pages."""
+    return {
+        path.name: {file.name for file in path.iterdir() if "-dark" not in file.name} - {"gallery.json"}
+        for path in (folder / "pictures").iterdir()
+    }
+
+
+@pytest.mark.medium
+def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
+    assert there(swept / "net1") == {name: FILES[name] for name in ("confusion", "certainty")} | {
+        "accuracy": {"accuracy.png", "variation.png", "metrics.csv"}
+    }
+    damaged = swept / "net2" / "scores" / "epoch1.csv"
+    damaged.write_text(damaged.read_text()[:-9])
+    assert report(swept, f"pictures={ALL}", "pixels=True", "map_variance.layer=1") == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said
+    assert said.count("skipped: net2/scores/epoch1.csv: ends in the middle of a line") == 2  # certainty, accuracy
+    for number, last in ((1, 3), (2, 2)):
+        found = there(swept / f"net{number}")
+        files = {name: {file.replace("epoch3", f"epoch{last}") for file in of} for name, of in FILES.items()}
+        assert {name: of - {f"epoch{last}.png"} for name, of in found.items() if name in FILES} == files
+    assert set(there(swept)) == {"accuracy", "sparsity"}
+    page = Page(swept / "report" / "index.html")
+    for name in ("accuracy/accuracy.png", "accuracy/variation-dark.png", "sparsity/sparsity.png"):
+        assert f"../pictures/{name}" in page.links
+    assert "net2/scores/epoch1.csv: ends in the middle of a line" in page.text
+    page = Page(swept / "net2" / "report" / "index.html")
+    assert "../pictures/map_variance/p-conv1.png" in page.links and "ends in the middle of a line" in page.text
+    assert all((swept / "net2" / "report" / link).exists() for link in page.links)
