@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampler = "uniform_image"
     config.evaluate.suite = "clustering,groups"
     config.eval_every = config.scores.every = "1 round"
+    config.report.pictures = "accuracy,confusion,certainty,failures,sparsity,map_variance,weights,tsne"
     digits(config)
     variants = {
         "recommended": recommended, "linear_gate": linear_gate, "digits": digits, "separate": separate,

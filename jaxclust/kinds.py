@@ -120,10 +120,11 @@ def spans(text: str) -> tuple[range, ...]:
     """Reads whole numbers and spans of them such as "1-4,7"; ConfigError on anything else."""
     found = []
     for part in filter(None, text.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise ConfigError(f"{part!r} is no whole number or span of them; write '1-4,7', say")
-        found.append(range(int(first), int(last or first) + 1))
+        found.append(range(int(first), int(last) + 1))
     return tuple(found)
 
 

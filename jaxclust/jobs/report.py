@@ -4,7 +4,7 @@ Of a sweep those of each of its runs, then those of all side by side, and its ow
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,36 +37,37 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         of_sweep(asked, config, workdir)
         return
     if asked:
-        (net,) = experiment.read(workdir, config)
+        (net,) = experiment.chosen(experiment.read(workdir, config), config)
         draw(of_network(asked, config, workdir) | of_files(asked, net) | alone(asked, net), workdir)
     page(workdir)
 
 
 def of_sweep(asked: Asked, config: ConfigDict, workdir: Path) -> None:
     """The pictures and the page of each run of a sweep that `config.report` asks for, and what compares these runs."""
-    nets = experiment.read(workdir, config)
+    nets = experiment.chosen(experiment.read(workdir, config), config)
     for net in nets if asked else ():
         print(f"\n{net.name}: {net.legend}", flush=True)
         own = validate(experiment.config_of(net.workdir, config))
         draw(of_network(asked, own, net.workdir) | of_files(asked, net), net.workdir)
         page(net.workdir)
-    side_by_side(asked, config, workdir)
+    draw(compared(asked, nets), workdir)
     print(f"\nreport: {sweep.write(workdir).page}", flush=True)
-
-
-def side_by_side(asked: Asked, config: ConfigDict, workdir: Path) -> None:
-    """The pictures that compare the runs of a sweep, of which some may still be trained."""
-    comparing = {name: module for name, module in asked.items() if hasattr(module, "compare")}
-    nets = experiment.read(workdir, config) if comparing else []
-    draw({name: functools.partial(module.compare, nets) for name, module in comparing.items() if nets}, workdir)
 
 
 def at_the_end(config: ConfigDict, workdir: Path) -> None:
     """What a training draws when it is over: the pictures that need its files alone, and the page."""
-    asked = {name: module for name, module in pictures.load(config).items() if not hasattr(module, "prepare")}
-    net = experiment.alone(workdir, config)
+    asked, net = _without_network(pictures.load(config)), experiment.alone(workdir, config)
     draw(of_files(asked, net) | alone(asked, net), workdir)
     page(workdir)
+
+
+def side_by_side(asked: Asked, config: ConfigDict, workdir: Path) -> None:
+    """What a sweep draws when it is over, or as far as it is: the pictures that compare its runs by their files."""
+    draw(compared(_without_network(asked), experiment.read(workdir, config)), workdir)
+
+
+def _without_network(asked: Asked) -> Asked:
+    return {name: module for name, module in asked.items() if not hasattr(module, "prepare")}
 
 
 def page(workdir: Path) -> None:
@@ -83,6 +84,12 @@ def alone(asked: Asked, net: Net) -> dict[str, Prepare]:
     """The pictures of a single run that else compare several, where it has no other of that name."""
     only = {name: module for name, module in asked.items() if not {"prepare", "read"} & {*dir(module)}}
     return {name: functools.partial(module.compare, [net]) for name, module in only.items()}
+
+
+def compared(asked: Asked, nets: Sequence[Net]) -> dict[str, Prepare]:
+    """The pictures that show the runs of a sweep side by side."""
+    able = {name: module for name, module in asked.items() if hasattr(module, "compare") and nets}
+    return {name: functools.partial(module.compare, nets) for name, module in able.items()}
 
 
 def of_network(asked: Asked, config: ConfigDict, workdir: Path) -> dict[str, Prepare]:

@@ -1,6 +1,6 @@
 """Plots over epochs that several pictures share: lines by net or by layer, and bars on top of or beside each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +52,10 @@ class Bars(NamedTuple):
     xlabel: str = "epoch"
 
 
-def save(figure: Any, folder: Path, name: str, title: str = "", caption: str = "") -> Shown:
-    """Draws `figure(theme)` as <name>.png and <name>-dark.png, and says where they are."""
+def save(figure: Callable[..., Figure], folder: Path, name: str, title: str = "", caption: str = "") -> Shown:
+    """Draws `figure(theme=…)` as <name>.png and <name>-dark.png, and says where they are."""
     for suffix, theme in (("", LIGHT), ("-dark", DARK)):
-        figures.save(figure(theme), folder / f"{name}{suffix}.png")
+        figures.save(figure(theme=theme), folder / f"{name}{suffix}.png")
     return Shown(f"{name}.png", title, caption, f"{name}-dark.png")
 
 
@@ -64,6 +64,7 @@ def lines(panels: Sequence[Panel], columns: int = 1, theme: Theme = LIGHT) -> Fi
     """Small multiples over epochs; one legend where all have the same names in the same colours, else one for each."""
     keys = [[(line.label, line.colour) for line in panel.lines] for panel in panels]
     shared = all(key == keys[0] for key in keys)
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     grid, figure = _grid(rows, columns, _legend_width([label for key in keys for label, _ in key], keys), theme)
     colours = palette(max(colour for key in keys for _, colour in key) + 1, theme)
@@ -76,8 +77,7 @@ def lines(panels: Sequence[Panel], columns: int = 1, theme: Theme = LIGHT) -> Fi
                 line.x, line.y, color=colours[line.colour], linestyle=line.style, linewidth=line.width, marker=marker,
                 markersize=4, label=figures.printable(line.label, 48),
             )  # fmt: skip
-        if panel.limits is not None:
-            axes.set_ylim(*panel.limits)
+        axes.set_ylim(*(panel.limits or (min(0.0, axes.get_ylim()[0]), None)))
         if number == columns - 1 if shared else True:
             _legend(axes, theme)
     for axes in grid[len(panels) :]:
@@ -98,7 +98,8 @@ def bars(plots: Sequence[Bars], theme: Theme = LIGHT) -> Figure:
             aside = 0.0 if plot.stacked else width * (number - (count - 1) / 2)
             axes.bar(places + aside, heights, width, below if plot.stacked else 0, color=colours[number], label=name)
             below = below + heights
-        axes.set_xlim(-0.6, max(len(places), 4) - 0.4)
+        around = max(0.0, 4 - len(places)) / 2  # few bars are no wider than others
+        axes.set_xlim(-0.6 - around, len(places) - 0.4 + around)
         _name_places(axes, plot.places)
         if plot.limits is not None:
             axes.set_ylim(*plot.limits)

@@ -31,7 +31,7 @@ def compare(nets: Sequence[Net]) -> Draw:
 
 def draw(nets: Sequence[Net], folder: Path) -> Gallery:
     """accuracy.png, variation.png, and metrics.csv with all numbers."""
-    found, skipped = read(nets)
+    found, skipped = measures(nets)
     split = experiment.of_split(nets[0].config)
     shown = [net for net in nets if net.number in found]
     write(folder / "metrics.csv", shown, found)
@@ -47,7 +47,7 @@ def draw(nets: Sequence[Net], folder: Path) -> Gallery:
     return Gallery("Accuracy over epochs", caption, images, skipped=skipped)
 
 
-def read(nets: Sequence[Net]) -> tuple[dict[int, Epochs], tuple[str, ...]]:
+def measures(nets: Sequence[Net]) -> tuple[dict[int, Epochs], tuple[str, ...]]:
     """The measures of all epochs of each net that has any by its number, and what was skipped."""
     found: dict[int, Epochs] = {}
     skipped: tuple[str, ...] = ()

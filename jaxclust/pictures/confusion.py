@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from jaxclust.errors import DataError
 from jaxclust.evaluation import clustering, groups
+from jaxclust.features.score_file import Scores
 from jaxclust.pictures import Draw
 from jaxclust.pictures._plots import save
 from jaxclust.report import experiment, figures
-from jaxclust.report.experiment import Net, Scores
+from jaxclust.report.experiment import Net
 from jaxclust.report.gallery import Gallery
 
 COLUMN = "expert, in the order of its class"

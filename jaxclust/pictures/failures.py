@@ -16,12 +16,12 @@ from PIL import Image
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split
 from jaxclust.errors import DataError
+from jaxclust.features.score_file import Scores
 from jaxclust.pictures import Draw, Seen
 from jaxclust.pictures._epochs import split_of
 from jaxclust.pictures._plots import save
 from jaxclust.progress import progress
 from jaxclust.report import experiment, figures
-from jaxclust.report.experiment import Scores
 from jaxclust.report.gallery import Gallery, Shown
 
 SIDE = 300  # pixels of a file
@@ -34,7 +34,7 @@ GROUPS = "NP"
 class Failures(NamedTuple):
     """The images [M] whose likelier group is the wrong one, in the order of the file."""
 
-    id: NDArray[np.int64]
+    id: NDArray[np.int32]
     scores: Scores  # of these alone
 
 
@@ -75,9 +75,10 @@ def wrong(size: int, in_order: bool, scores: Scores) -> Failures:
     rows = np.flatnonzero((scores.group >= 0) & (scores.binary != scores.group))
     if scores.id is None and not (in_order and len(scores.label) == size):
         raise DataError(
-            f"has {len(scores.label):,} rows for {size:,} images, and no column sampleIdx says which they are of"
+            f"has {len(scores.label):,} rows for {size:,} images, and no column sampleIdx says which they are of; a "
+            "training with --config.scores.index=True writes it"
         )
-    ids = rows if scores.id is None else scores.id[rows]
+    ids = rows.astype(np.int32) if scores.id is None else scores.id[rows]
     if len(ids) and not 0 <= ids.min() <= ids.max() < size:
         raise DataError(f"names image {ids.max()} of {size:,}")
     of = scores
@@ -92,11 +93,11 @@ def enlarged(image: NDArray[np.uint8]) -> Image.Image:
     return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _each(split: Split, ids: NDArray[np.int64], title: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _each(split: Split, ids: NDArray[np.int32], title: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Each of the images once."""
     unique = np.unique(ids)
     for id in progress(unique.tolist(), len(unique), title, "images"):
-        yield id, images_at(split, np.array([id]))[0]
+        yield id, images_at(split, np.array([id], np.int32))[0]
 
 
 def write(path: Path, failed: Failures, split: Split, classes: Sequence[str]) -> None:

@@ -14,20 +14,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
-from numpy.typing import NDArray
 
 from jaxclust import config as config_lib
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import groups
+from jaxclust.features import score_file
+from jaxclust.features.score_file import Scores
 from jaxclust.kinds import spans
 from jaxclust.progress import progress
 from jaxclust.report import figures
 from jaxclust.report.sweep import Values, read_plan
 
 T = TypeVar("T")
-
-HEADER = re.compile(r"#origTarg,targ,pred\[2\],clust\[(\d+)\](,sampleIdx)?")
-TOLERANCE = 1e-2  # of sums of probabilities, which bfloat16 rounds
 
 
 class Net(NamedTuple):
@@ -50,46 +48,21 @@ class Net(NamedTuple):
         return figures.printable(", ".join(words) or self.name, 48)
 
 
-class Scores(NamedTuple):
-    """A file of scores/, a row for each image."""
-
-    label: NDArray[np.int64]  # class [N], negative where unknown
-    group: NDArray[np.int64]  # 1: P, 0: N, [N], negative where unknown
-    log_probs: NDArray[np.float64]  # ln P of N and of P, [N, 2]
-    gate: NDArray[np.float64]  # probability of each expert, [N, K]
-    id: NDArray[np.int64] | None  # [N], where the file says it
-
-    @property
-    def binary(self) -> NDArray[np.int64]:
-        """The likelier group, int [N]."""
-        return self.log_probs.argmax(axis=1)
-
-    @property
-    def expert(self) -> NDArray[np.int64]:
-        """The likeliest expert, int [N]."""
-        return self.gate.argmax(axis=1)
-
-
 def is_sweep(workdir: Path) -> bool:
     """Whether the workdir is that of a sweep."""
     return (workdir / "sweep.json").exists()
 
 
 def read(workdir: Path, config: ConfigDict) -> list[Net]:
-    """The nets of a workdir that `config.report` asks for, by their numbers; those that have not begun are left out.
-
-    A single run, which then has this `config`, is net 1. ConfigError: there is no net of such a number, or none left.
-    """
+    """The nets of a workdir by their numbers, as far as they have begun; a single run with this `config` is net 1."""
     if not is_sweep(workdir):
-        chosen([1], config)
         return [alone(workdir, config)]
-    runs = dict(enumerate(read_plan(workdir).runs.items(), 1))
-    nets = []
-    for number in chosen(runs, config):
-        run, values = runs[number]
-        if (workdir / run / "config.json").exists():
-            nets.append(Net(number, values, workdir / run, _last_stage(config_of(workdir / run, config))))
-    return nets
+    runs = enumerate(read_plan(workdir).runs.items(), 1)
+    return [
+        Net(number, values, workdir / run, _last_stage(config_of(workdir / run, config)))
+        for number, (run, values) in runs
+        if (workdir / run / "config.json").exists()
+    ]
 
 
 def alone(workdir: Path, config: ConfigDict) -> Net:
@@ -104,9 +77,9 @@ def config_of(workdir: Path, config: ConfigDict) -> ConfigDict:
     return own
 
 
-def chosen(numbers: Iterable[int], config: ConfigDict) -> list[int]:
-    """Those of `numbers` that `config.report` asks for; ConfigError if it names others."""
-    numbers, kept = sorted(numbers), sorted(numbers)
+def chosen(nets: Sequence[Net], config: ConfigDict) -> list[Net]:
+    """The nets that `config.report` asks for; ConfigError if there is no net of such a number, or none is left."""
+    numbers = kept = [net.number for net in nets]
     for field, keeps in (("nets", True), ("without_nets", False)):
         asked = spans(config.report[field])
         if unknown := [n for span in asked for n in (span[0], span[-1]) if n not in numbers]:
@@ -117,7 +90,7 @@ def chosen(numbers: Iterable[int], config: ConfigDict) -> list[int]:
     if not kept:
         raise ConfigError(f"config.report.nets={config.report.nets!r} without those of config.report.without_nets="
                           f"{config.report.without_nets!r} leaves no net of {_spanned(numbers)}")  # fmt: skip
-    return kept
+    return [net for net in nets if net.number in kept]
 
 
 def by_field(nets: Sequence[Net]) -> list[Net]:
@@ -152,7 +125,7 @@ def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tupl
     for epoch in progress(asked, len(asked), f"scores of {net.name}", "files"):
         path = there[epoch]
         try:
-            found[epoch] = what(read_scores(path, usual))
+            found[epoch] = what(score_file.read(path, usual))
         except DataError as error:
             skipped.append(f"{path.relative_to(net.workdir.parent)}: {error}")
     if not found:
@@ -164,8 +137,8 @@ def missing(net: Net) -> str:
     """What is said of a net without scores."""
     name = "epoch1.csv" if of_split(net.config) == "test" else "epoch1_train.csv"
     return (
-        f"{net.workdir / 'scores'} has no {name} and the like, which a training of a mixture of experts writes in "
-        "every epoch"
+        f"{net.workdir / score_file.FOLDER} has no {name} and the like; a training of a mixture of experts with "
+        "--config.scores.every='1 round' writes them"
     )
 
 
@@ -180,7 +153,7 @@ def files(workdir: Path, split: str) -> dict[int, Path]:
     """The files of scores/ by their epoch, rising."""
     suffix = "_train" if split == "train" else ""
     found = {}
-    for path in (workdir / "scores").glob("epoch*.csv"):
+    for path in (workdir / score_file.FOLDER).glob("epoch*.csv"):
         if met := re.fullmatch(rf"epoch(\d+){suffix}\.csv", path.name):
             found[int(met[1])] = path
     return dict(sorted(found.items()))
@@ -203,45 +176,6 @@ def _spanned(numbers: Sequence[int]) -> str:
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"
-
-
-def read_scores(path: Path, lines: int = 0) -> Scores:
-    """Reads a file of scores/; DataError says what is wrong with it, also if it has not so many `lines` (0: any)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}") from None
-    header, _, body = text.partition("\n")
-    met = HEADER.fullmatch(header.strip())
-    if met is None:
-        raise DataError(f"begins with {figures.printable(header, 60)!r}, not with #origTarg,targ,pred[2],clust[K]")
-    if not body.endswith("\n"):
-        raise DataError("ends in the middle of a line" if body else "has no row")
-    if lines and text.count("\n") != lines:
-        raise DataError(f"has {text.count(chr(10)) - 1:,} rows, where the other epochs have {lines - 1:,}")
-    try:
-        table = np.loadtxt(body.splitlines(), delimiter=",", ndmin=2, comments=None)
-    except ValueError as error:
-        raise DataError(f"is damaged: {error}") from None
-    k = int(met[1])
-    if table.shape[1] != 4 + k + bool(met[2]):
-        raise DataError(f"has {table.shape[1]} columns where its first line says {4 + k + bool(met[2])}")
-    return _checked(table, k)
-
-
-def _checked(table: NDArray[np.float64], k: int) -> Scores:
-    """The columns of a table [N, 4 + K] or [N, 5 + K]; DataError unless they can be what they are called."""
-    whole = table[:, [0, 1, *range(4 + k, table.shape[1])]]
-    sums = np.stack([np.exp(table[:, 2:4]).sum(axis=1), table[:, 4 : 4 + k].sum(axis=1)])
-    wrong = ~np.isfinite(table).all(axis=1) | (whole != np.round(whole)).any(axis=1) | (table[:, 1] > 1)
-    wrong |= (np.abs(sums - 1) > TOLERANCE).any(axis=0) | (table[:, 4 : 4 + k] < 0).any(axis=1)
-    if wrong.any():
-        raise DataError(
-            f"is damaged: line {int(wrong.argmax()) + 2} needs whole class numbers, and probabilities that add up to 1"
-        )
-    ids = table[:, 4 + k].astype(np.int64) if table.shape[1] > 4 + k else None
-    label, group = table[:, :2].astype(np.int64).T
-    return Scores(label, group, table[:, 2:4], table[:, 4 : 4 + k], ids)
 
 
 def measured(config: ConfigDict, scores: Scores) -> dict[str, float]:
