@@ -18,6 +18,7 @@ from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
+from jaxclust.models.layers import RowNorm, batch_norm
 from jaxclust.runtime import AXIS
 from jaxclust.train import loop
 from jaxclust.train.checkpoint import Checkpoints
@@ -434,6 +435,35 @@ def test_draws_statistics_and_terms_are_the_same_on_any_number_of_devices(tmp_pa
     for a, b in zip(jax.tree.leaves((one[-1].params, rows)), jax.tree.leaves((two[-1].params, others)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     assert moved(one[0].params["experts"], one[1].params["experts"])
+
+
+def test_batch_norm_of_selected_images_is_that_of_these_alone_and_stays_where_there_are_none(float64):
+    x = np.random.default_rng(0).standard_normal((6, 5, 4, 3)) + 2
+    norm, usual = (
+        kind(axis=None, param_dtype=jnp.float64, dtype=jnp.float64) for kind in (RowNorm, partial(batch_norm, True))
+    )
+    variables = usual.init(jax.random.key(0), x[:1])
+    chosen = np.array([1.0, 0, 1, 1, 0, 0])
+    found, after = norm.apply(variables, x, chosen, mutable=["batch_stats"])
+    expected, alone = usual.apply(variables, x[chosen > 0], mutable=["batch_stats"])
+    np.testing.assert_allclose(found[chosen > 0], expected, atol=1e-12)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), after, alone)
+    found, after = norm.apply(variables, x, 0 * chosen, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, x / np.sqrt(1 + 1e-5), atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.medium
+def test_experts_with_batch_norm_of_their_own_images_are_the_same_on_any_number_of_devices(tmp_path):
+    found = []
+    for devices in (1, 2):
+        config = settings(clustnet__lr=0.1, clustnet__experts__bn_selected=True, **CONVOLVED)
+        config.runtime.devices = devices
+        found.append(stepped(config, tmp_path / str(devices))[0])
+    one, two = (states[-1] for states in found)
+    for a, b in zip(jax.tree.leaves((one.params, one.extra)), jax.tree.leaves((two.params, two.extra)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    assert moved(found[0][0].params["experts"], one.params["experts"])
 
 
 def test_separated_training_moves_experts_then_the_gate_with_its_own_statistics(tmp_path):
