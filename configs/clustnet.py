@@ -29,7 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     digits(config)
     variants = {
         "recommended": recommended, "linear_gate": linear_gate, "digits": digits, "separate": separate,
-        "shared": shared, "mnist": mnist, "cifar10": cifar10, "cae": cae, "grid": grid, "seeds": seeds, "smoke": smoke,
+        "shared": shared, "mnist": mnist, "cifar10": cifar10, "cae": cae, "pretrained": pretrained,
+        "grid": grid, "seeds": seeds, "smoke": smoke,
     }  # fmt: skip
     return c.apply_variants(config, variant or "recommended", variants)
 
@@ -108,6 +109,19 @@ def cae(config: ConfigDict) -> None:
             {
                 "cae": {"method": "cae", "rounds": 10, "scores": {"every": "never"}, "optimizer": {"body": sgd}},
                 "clustnet": {"init_from": "@cae"},
+            }
+        )
+
+
+def pretrained(config: ConfigDict) -> None:
+    """Experts that start near one which was alone on both groups."""
+    config.stages = "expert,clustnet"
+    sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.5}
+    with config.unlocked():
+        config.stage = ConfigDict(
+            {
+                "expert": {"method": "expert", "rounds": 5, "scores": {"every": "never"}, "optimizer": {"body": sgd}},
+                "clustnet": {"init_from": "@expert", "init_noise": 0.1},
             }
         )
 

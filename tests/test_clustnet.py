@@ -19,7 +19,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
 from jaxclust.models.layers import RowNorm, batch_norm
-from jaxclust.runtime import AXIS
+from jaxclust.runtime import AXIS, StopSignal
 from jaxclust.train import loop
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import example_batch, prepare
@@ -561,6 +561,40 @@ def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_wh
         np.testing.assert_allclose(file["gate"].sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(np.exp(file["groups"]).sum(axis=1), 1, rtol=1e-5)
         assert file["position"].tolist() == list(range(32))
+
+
+@pytest.mark.medium
+def test_all_experts_may_start_near_one_that_was_alone_on_the_groups(tmp_path):
+    few = {"batch_size": 16, "refresh_every": "3 steps", "save_every": "never", "scores__every": "never"}
+    config = settings("pretrained", data__source="digits", **few, **CONVOLUTIONS)
+    config.stage.expert.rounds = 1
+    source = few_digits(64)
+    one = loop.run_stage(prepared(config, tmp_path, source), StopSignal()).state
+    assert set(one.params) == {"experts"} and set(one.extra["batch_stats"]) == {"experts"}
+    begun = {}
+    for noise in (0.0, 0.1):
+        config.stage.clustnet.init_noise = noise
+        stage = prepare(config, "clustnet", source.splits["train"], DataInfo(64, (8, 8, 1), 10), tmp_path)
+        begun[noise] = stage.first().state
+    for part in ("params", "extra"):
+        for name in begun:
+            found = [getattr(state, part) for state in (one, begun[name])]
+            found = [tree.get("batch_stats", tree)["experts"] for tree in found]
+            for alone, each in zip(*map(jax.tree.leaves, found), strict=True):
+                assert each.shape == (5, *alone.shape[1:])
+                if name == 0 or part == "extra":
+                    np.testing.assert_array_equal(each, np.broadcast_to(alone, each.shape))
+                elif alone.size > 50:
+                    noise = np.asarray(each - alone)
+                    assert noise.std() == pytest.approx(0.05 * np.linalg.norm(alone), rel=0.2)
+                    assert np.abs(noise[0] - noise[1]).max() > 0
+    assert not moved(one.params, trained_again(config, tmp_path, source).params)
+
+
+def trained_again(config, workdir, source):
+    """The state of the first stage from its checkpoint."""
+    stage = prepared(config, workdir, source)
+    return Checkpoints(workdir / "checkpoints" / stage.name).restore(stage.first()).state
 
 
 @pytest.mark.medium
