@@ -18,7 +18,8 @@ from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
-from jaxclust.runtime import AXIS
+from jaxclust.models.layers import RowNorm, batch_norm
+from jaxclust.runtime import AXIS, StopSignal
 from jaxclust.train import loop
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import example_batch, prepare
@@ -436,6 +437,35 @@ def test_draws_statistics_and_terms_are_the_same_on_any_number_of_devices(tmp_pa
     assert moved(one[0].params["experts"], one[1].params["experts"])
 
 
+def test_batch_norm_of_selected_images_is_that_of_these_alone_and_stays_where_there_are_none(float64):
+    x = np.random.default_rng(0).standard_normal((6, 5, 4, 3)) + 2
+    norm, usual = (
+        kind(axis=None, param_dtype=jnp.float64, dtype=jnp.float64) for kind in (RowNorm, partial(batch_norm, True))
+    )
+    variables = usual.init(jax.random.key(0), x[:1])
+    chosen = np.array([1.0, 0, 1, 1, 0, 0])
+    found, after = norm.apply(variables, x, chosen, mutable=["batch_stats"])
+    expected, alone = usual.apply(variables, x[chosen > 0], mutable=["batch_stats"])
+    np.testing.assert_allclose(found[chosen > 0], expected, atol=1e-12)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), after, alone)
+    found, after = norm.apply(variables, x, 0 * chosen, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, x / np.sqrt(1 + 1e-5), atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.medium
+def test_experts_with_batch_norm_of_their_own_images_are_the_same_on_any_number_of_devices(tmp_path):
+    found = []
+    for devices in (1, 2):
+        config = settings(clustnet__lr=0.1, clustnet__experts__bn_selected=True, **CONVOLVED)
+        config.runtime.devices = devices
+        found.append(stepped(config, tmp_path / str(devices))[0])
+    one, two = (states[-1] for states in found)
+    for a, b in zip(jax.tree.leaves((one.params, one.extra)), jax.tree.leaves((two.params, two.extra)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    assert moved(found[0][0].params["experts"], one.params["experts"])
+
+
 def test_separated_training_moves_experts_then_the_gate_with_its_own_statistics(tmp_path):
     config = settings(clustnet__mode="separated", clustnet__period=1, clustnet__best_share=(0.5, 0.9), **CONVOLVED)
     config.runtime.devices = 2  # each must take the same branch
@@ -531,6 +561,40 @@ def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_wh
         np.testing.assert_allclose(file["gate"].sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(np.exp(file["groups"]).sum(axis=1), 1, rtol=1e-5)
         assert file["position"].tolist() == list(range(32))
+
+
+@pytest.mark.medium
+def test_all_experts_may_start_near_one_that_was_alone_on_the_groups(tmp_path):
+    few = {"batch_size": 16, "refresh_every": "3 steps", "save_every": "never", "scores__every": "never"}
+    config = settings("pretrained", data__source="digits", **few, **CONVOLUTIONS)
+    config.stage.expert.rounds = 1
+    source = few_digits(64)
+    one = loop.run_stage(prepared(config, tmp_path, source), StopSignal()).state
+    assert set(one.params) == {"experts"} and set(one.extra["batch_stats"]) == {"experts"}
+    begun = {}
+    for noise in (0.0, 0.1):
+        config.stage.clustnet.init_noise = noise
+        stage = prepare(config, "clustnet", source.splits["train"], DataInfo(64, (8, 8, 1), 10), tmp_path)
+        begun[noise] = stage.first().state
+    for part in ("params", "extra"):
+        for name in begun:
+            found = [getattr(state, part) for state in (one, begun[name])]
+            found = [tree.get("batch_stats", tree)["experts"] for tree in found]
+            for alone, each in zip(*map(jax.tree.leaves, found), strict=True):
+                assert each.shape == (5, *alone.shape[1:])
+                if name == 0 or part == "extra":
+                    np.testing.assert_array_equal(each, np.broadcast_to(alone, each.shape))
+                elif alone.size > 50:
+                    noise = np.asarray(each - alone)
+                    assert noise.std() == pytest.approx(0.05 * np.linalg.norm(alone), rel=0.2)
+                    assert np.abs(noise[0] - noise[1]).max() > 0
+    assert not moved(one.params, trained_again(config, tmp_path, source).params)
+
+
+def trained_again(config, workdir, source):
+    """The state of the first stage from its checkpoint."""
+    stage = prepared(config, workdir, source)
+    return Checkpoints(workdir / "checkpoints" / stage.name).restore(stage.first()).state
 
 
 @pytest.mark.medium

@@ -15,7 +15,6 @@ from jaxclust.errors import ConfigError, DataError, Stopped
 from jaxclust.evaluation import groups
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
-from jaxclust.report import experiment
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, validation
 
@@ -80,7 +79,7 @@ def test_each_epoch_has_a_file_of_the_test_images_and_one_of_those_trained_on(do
     for name in names:
         lines = (done / "scores" / name).read_text().splitlines()
         assert lines[0] == HEADER and {line.count(",") for line in lines[1:]} == {2 + 2 + 3 - 1}
-        scores = experiment.read_scores(done / "scores" / name)
+        scores = score_file.read(done / "scores" / name)
         labels = source.splits["train" if "train" in name else "test"].labels
         assert len(scores.label) == len(labels)
         np.testing.assert_array_equal(scores.group, scores.label < 5)
@@ -90,7 +89,7 @@ def test_each_epoch_has_a_file_of_the_test_images_and_one_of_those_trained_on(do
             np.testing.assert_array_equal(np.sort(scores.label), np.sort(labels))
         else:
             np.testing.assert_array_equal(scores.label, labels)
-    orders = [experiment.read_scores(done / "scores" / f"epoch{epoch}_train.csv").label.tolist() for epoch in (1, 2, 3)]
+    orders = [score_file.read(done / "scores" / f"epoch{epoch}_train.csv").label.tolist() for epoch in (1, 2, 3)]
     assert orders[0] != orders[1] != orders[2]
 
 
@@ -98,7 +97,7 @@ def test_figures_worked_out_of_a_file_are_those_of_the_log_and_all_splits_are_ju
     found = {record["round"]: record for record in records(done) if "test/binary" in record}
     assert sorted(found) == [0, 1, 2, 3]
     for epoch, record in found.items():
-        scores = experiment.read_scores(done / "scores" / f"epoch{epoch}.csv")
+        scores = score_file.read(done / "scores" / f"epoch{epoch}.csv")
         predictions = {
             "cluster": scores.gate.argmax(axis=1), "log_probs": np.log(scores.gate), "groups": scores.log_probs,
             "binary": scores.log_probs.argmax(axis=1),
@@ -115,7 +114,7 @@ def test_rows_of_training_are_those_of_the_steps_before_the_gate_chose(done):
     assert len(rows) > 3  # saved within the rounds too
     rows = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     second = (rows["position"] >= 7 * 16) & (rows["position"] < 7 * 16 + 100)  # 7 steps of 16 hold 100 images and 12
-    scores = experiment.read_scores(done / "scores" / "epoch2_train.csv")
+    scores = score_file.read(done / "scores" / "epoch2_train.csv")
     np.testing.assert_allclose(scores.gate, rows["gate"][second], rtol=1e-6)
     np.testing.assert_allclose(scores.log_probs, rows["groups"][second], rtol=1e-6)
 
@@ -142,10 +141,10 @@ def test_files_come_as_often_as_asked_and_the_last_always(tmp_path):
     loop.run_stage(prepared(config, tmp_path, source), StopSignal())
     epochs = {f"epoch{name}.csv" for name in ("0", "2", "2_train", "3", "3_train")}
     assert files(tmp_path).keys() == epochs and not any("test/binary" in record for record in records(tmp_path))
-    scores = experiment.read_scores(tmp_path / "scores" / "epoch2_train.csv")
+    scores = score_file.read(tmp_path / "scores" / "epoch2_train.csv")
     np.testing.assert_array_equal(scores.label, source.splits["train"].labels[scores.id])
     assert sorted(scores.id.tolist()) == [*range(100)]
-    test = experiment.read_scores(tmp_path / "scores" / "epoch3.csv")
+    test = score_file.read(tmp_path / "scores" / "epoch3.csv")
     assert test.label[[0, 7]].tolist() == test.group[[0, 7]].tolist() == [-1, -1] and (test.label >= 0).sum() == 38
 
 
@@ -154,7 +153,7 @@ def test_without_test_images_those_of_the_training_are_scored(tmp_path):
     config.steps, config.rounds = 0, 0  # nothing is trained
     loop.run_stage(prepared(config, tmp_path, few_digits(50)), StopSignal())
     assert files(tmp_path).keys() == {"epoch0.csv"}
-    labels = experiment.read_scores(tmp_path / "scores" / "epoch0.csv").label
+    labels = score_file.read(tmp_path / "scores" / "epoch0.csv").label
     np.testing.assert_array_equal(labels, few_digits(50).splits["train"].labels)
 
 
@@ -181,8 +180,8 @@ def written(path, **changes):
 def test_a_file_is_read_as_it_was_written(tmp_path):
     path = written(tmp_path / "a.csv")
     assert path.read_text().splitlines()[1] == "3,1,-1.38629436,-0.287682072,0.25,0.25,0.25,0.25"
-    found = experiment.read_scores(path)
+    found = score_file.read(path)
     assert found.label.tolist() == [3, 7] and found.group.tolist() == [1, 0] and found.id is None
     np.testing.assert_allclose(np.exp(found.log_probs), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-8)
-    found = experiment.read_scores(written(tmp_path / "b.csv", id=np.array([9, 4])))
+    found = score_file.read(written(tmp_path / "b.csv", id=np.array([9, 4])))
     assert found.id.tolist() == [9, 4] and found.gate.shape == (2, 4)

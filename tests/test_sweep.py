@@ -533,6 +533,32 @@ def test_no_label_reaches_table_plot_or_hint(tmp_path):
     assert [row["train/acc"] for row in table(tmp_path / "sweep.csv")] == ["0.6", "0.6", "0.4", "0.4"]
 
 
+def test_groups_that_were_told_apart_stand_in_a_table_of_medians_and_ranges_of_their_own(tmp_path):
+    runs = [
+        ({"batch_size": size, "seed": seed}, None,
+         {"test/binary": 0.9 + seed / 100, "train/binary": 0.0, "train/acc_p": seed / size, "test/acc_n": 0.2})
+        for size in (4, 64) for seed in (0, 1, 5)
+    ]  # fmt: skip
+    summary = summarized(tmp_path, ["batch_size", "seed"], runs)
+    first, second = summary.table.split("\n\n")
+    assert "binary" not in first and "acc" not in first and "binary" not in summary.hint
+    lines = [re.split(r"  +", line.strip()) for line in second.splitlines()]
+    assert lines[0] == ["batch_size", "seeds", "test/binary", "train/acc_p", "test/acc_n"]
+    assert lines[1] == ["4", "3", "0.910 (0.900 to 0.950)", "0.250 (0.000 to 1.250)", "0.200 (0.200 to 0.200)"]
+    row = table(tmp_path / "summary.csv")[1]
+    assert [float(row[f"test/binary_{part}"]) for part in ("median", "low", "high")] == pytest.approx([0.91, 0.9, 0.95])
+    panels = report._judged_panels(plan := report.read_plan(tmp_path), report.summarize(
+        tmp_path, report.by_values(plan, report.read_rows(tmp_path, plan))))  # fmt: skip
+    assert [panel.title.rpartition(", ")[2] for panel in panels] == ["test", "train", "test"]
+    (line,) = panels[0].series
+    assert (list(line.x), line.y) == ([4, 64], pytest.approx([0.91, 0.91]))
+    assert (line.below, line.above) == (pytest.approx([0.01, 0.01]), pytest.approx([0.04, 0.04]))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert {"judged.png", "judged-dark.png", "../net6/report/index.html"} <= set(Page(page).links)
+    with Image.open(tmp_path / "report" / "judged.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+
+
 class Page(HTMLParser):
     """Links of a page."""
 
@@ -553,7 +579,7 @@ def test_a_plot_of_any_values_is_drawn_without_a_warning(x, tmp_path):
     for lines, theme in ((1, figures.LIGHT), (2, figures.DARK), (9, figures.LIGHT)):
         series = [
             sweep_figure.Series(
-                f"sampler={i} {'x' * 100}" if lines > 1 else "", x, rng.normal(size=len(x)), [np.nan] * len(x)
+                f"sampler={i} {'x' * 100}" if lines > 1 else "", x, rng.normal(size=len(x)), *[[np.nan] * len(x)] * 2
             )
             for i in range(lines)
         ]
@@ -566,7 +592,7 @@ def test_a_plot_of_any_values_is_drawn_without_a_warning(x, tmp_path):
 
 def test_numbers_lie_on_an_axis_that_is_logarithmic_when_they_are_wide():
     def axis(x):
-        series = [sweep_figure.Series("", x, [0.5] * len(x), [0.1] * len(x))]
+        series = [sweep_figure.Series("", x, [0.5] * len(x), [0.1] * len(x), [0.2] * len(x))]
         axes = sweep_figure.draw([sweep_figure.Panel("a", series)], "cluster.k").axes[0]
         return axes.get_xscale(), [text.get_text() for text in axes.get_xticklabels()]
 

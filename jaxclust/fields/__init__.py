@@ -98,6 +98,9 @@ FIELDS: dict[str, Any] = {
     "save_every": duration("1 round", "how often a checkpoint is saved"),
     "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
     "init_from": text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
+    "init_noise": number(
+        0.0, 0.0, math.inf, "noise added to what is so taken, as a share of half the length of an array"
+    ),
     "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
     "sweep": text("", "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5'; all combinations are trained"),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),

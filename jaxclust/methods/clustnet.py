@@ -40,7 +40,7 @@ class Learnt(NamedTuple):
 
 def make(config: ConfigDict, info: DataInfo) -> Method:
     """ClustNet with the networks and settings of `config.clustnet`; ConfigError for what it cannot work with."""
-    _check(config, info)
+    check(config, info)
     net, steps = mixture.build(config), turns.epoch(config, info)
     learn = partial(separated, net, steps) if config.clustnet.mode == "separated" else partial(joint, net)
     return Method(
@@ -55,7 +55,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     )
 
 
-def _check(config: ConfigDict, info: DataInfo) -> None:
+def check(config: ConfigDict, info: DataInfo) -> None:
     """ConfigError for groups, sizes and settings that cannot be worked with."""
     s, k = config.clustnet, config.cluster.k
     if info.num_classes is None:

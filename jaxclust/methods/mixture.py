@@ -100,11 +100,13 @@ def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
     return params, {"batch_stats": stats}
 
 
-def run(network: CNN, params: Any, stats: Any, x: jax.Array, train: bool, rng: jax.Array | None) -> Ran:
-    """A network on x, in training or evaluation mode."""
+def run(
+    network: CNN, params: Any, stats: Any, x: jax.Array, train: bool, rng: jax.Array | None, rows: Any = None
+) -> Ran:
+    """A network on x, in training or evaluation mode; with `rows` [B] batch norm counts each image so much."""
     rngs = {"dropout": rng} if train and rng is not None else {}
     output, found = network.apply(
-        {"params": params, "batch_stats": stats}, x, train, mutable=["batch_stats", "maps"], rngs=rngs
+        {"params": params, "batch_stats": stats}, x, train, rows, mutable=["batch_stats", "maps"], rngs=rngs
     )
     dtype = jnp.promote_types(output.dtype, jnp.float32)
     return Ran(output.astype(dtype), found.get("batch_stats", {}) if train else stats, found.get("maps", {}))
@@ -124,13 +126,17 @@ def encode(net: Net, params: Params, stats: Stats, images: jax.Array, train: boo
     return Ran(output, {"body": code.stats}, code.maps)
 
 
-def run_experts(net: Net, params: Params, stats: Stats, x: jax.Array, train: bool, rng: jax.Array) -> Ran:
-    """Each expert on its own inputs x [K, B, ...]."""
+def run_experts(
+    net: Net, params: Params, stats: Stats, x: jax.Array, train: bool, rng: jax.Array, choice: jax.Array | None = None
+) -> Ran:
+    """Each expert on its own inputs x [K, B, ...]; batch norm is of the images that it is given, if that is asked for
+    and `choice` [B, K] says which these are."""
+    rows = None if choice is None or not net.settings.experts.bn_selected else jax.lax.stop_gradient(choice).T
 
-    def one(params: Any, stats: Any, x: jax.Array, rng: jax.Array) -> Ran:
-        return run(net.expert, params, stats, x, train, rng)
+    def one(params: Any, stats: Any, x: jax.Array, rng: jax.Array, rows: Any) -> Ran:
+        return run(net.expert, params, stats, x, train, rng, rows)
 
-    return jax.vmap(one)(params["experts"], stats["experts"], x, jax.random.split(rng, net.k))
+    return jax.vmap(one)(params["experts"], stats["experts"], x, jax.random.split(rng, net.k), rows)
 
 
 def parts(net: Net, outputs: jax.Array) -> jax.Array:
@@ -164,7 +170,7 @@ def given(choice: jax.Array, x: jax.Array) -> jax.Array:
 
 def ask(net: Net, params: Params, stats: Stats, x: jax.Array, choice: jax.Array, train: bool, rng: jax.Array) -> Ran:
     """ln P of N and P [B, 2] by the experts, of codes or images x of which expert k is given c_k x."""
-    experts = run_experts(net, params, stats, given(choice, x), train, rng)
+    experts = run_experts(net, params, stats, given(choice, x), train, rng, choice)
     total = weighed(net, parts(net, experts.output), choice)
     return experts._replace(output=log_probabilities(net, params, total))
 

@@ -102,7 +102,10 @@ def prepare(
 
     def first() -> Snapshot:
         snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
-        return Checkpoints(donor).restore_body(snapshot, method.fresh) if donor else snapshot
+        if donor is None:
+            return snapshot
+        noise_key = runtime.key(config.seed, name, "init_noise")
+        return Checkpoints(donor).restore_body(snapshot, method.fresh, config.init_noise, noise_key)
 
     embed = compile_for(method.embed, mesh)
     return Stage(
