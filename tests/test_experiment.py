@@ -469,7 +469,8 @@ def swept(digits, tmp_path_factory):
     )
     code = run("--config=configs/clustnet.py:digits", "--job=sweep", f"--workdir={folder}", "--config.sweep=rounds=3,2",
                f"--config.data.source=npz:{digits}", "--config.clustnet.lr=0.1", "--config.batch_size=16",
-               "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never", "--config.report.pictures=confusion,accuracy",
+               "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never",
+               "--config.report.pictures=confusion,accuracy",
                *(f"--config.clustnet.{size}" for size in sizes))  # fmt: skip
     assert code == 0
     return folder
