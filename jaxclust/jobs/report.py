@@ -46,7 +46,7 @@ def of_sweep(asked: Asked, config: ConfigDict, workdir: Path) -> None:
     """The pictures and the page of each run of a sweep that `config.report` asks for, and what compares these runs."""
     nets = experiment.chosen(experiment.read(workdir, config), config)
     for net in nets if asked else ():
-        print(f"\n{net.name}: {net.legend}", flush=True)
+        print(f"\nnet {net.legend}", flush=True)
         own = validate(experiment.config_of(net.workdir, config))
         draw(of_network(asked, own, net.workdir) | of_files(asked, net), net.workdir)
         page(net.workdir)

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 
 SHARE = (-0.03, 1.03)  # limits of what lies between 0 and 1
 LISTED = 26  # names of a legend below each other
+ROOM = 110  # letters below a plot
 
 
 class Line(NamedTuple):
@@ -130,14 +131,9 @@ def _begin(axes: Axes, title: str, xlabel: str, theme: Theme) -> None:
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
-    """As many names below the bars as have room, slanted where they are long."""
-    longest = max(map(len, names), default=1)
-    every = -(-len(names) // max(1, 80 // max(longest + 1, 3))) if longest < 8 else 1
-    axes.set_xticks(range(0, len(names), every), [figures.printable(name, 24) for name in names[::every]])
-    if longest >= 8:
-        axes.tick_params(axis="x", rotation=20, labelsize=7)
-        for text in axes.get_xticklabels():
-            text.set(ha="right", rotation_mode="anchor")
+    """As many names below the bars as have room."""
+    every = -(-len(names) * (max(map(len, names)) + 1) // ROOM)
+    axes.set_xticks(range(0, len(names), every), names[::every])
 
 
 def _legend_width(labels: Sequence[str], keys: Sequence[Sequence[Any]]) -> float:

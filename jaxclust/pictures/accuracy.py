@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclust.errors import DataError
 from jaxclust.pictures import Draw
-from jaxclust.pictures._plots import SHARE, Bars, Line, Panel, bars, lines, save
+from jaxclust.pictures._plots import ROOM, SHARE, Bars, Line, Panel, bars, lines, save
 from jaxclust.report import experiment
 from jaxclust.report.experiment import Net
 from jaxclust.report.gallery import Gallery
@@ -85,8 +85,10 @@ def series(epochs: Epochs, measure: str) -> tuple[list[int], list[float]]:
 
 def _variation(nets: Sequence[Net], found: Mapping[int, Epochs]) -> Bars:
     heights = [[variation(found[net.number], measure) for net in nets] for measure in CURVES]
-    titles = [title for title, _ in CURVES.values()]
-    return Bars("total variation", np.array(heights), titles, [net.legend for net in nets], False, xlabel="")
+    titles, names = [title for title, _ in CURVES.values()], [net.legend for net in nets]
+    if len(names) * max(map(len, names)) > ROOM:
+        names = [str(net.number) for net in nets]
+    return Bars("total variation", np.array(heights), titles, names, False, xlabel="net")
 
 
 def variation(epochs: Epochs, measure: str) -> float:

@@ -43,9 +43,9 @@ class Net(NamedTuple):
 
     @property
     def legend(self) -> str:
-        """What distinguishes it from the others: its settings, or its number where nothing is swept."""
+        """Its number and what distinguishes it from the others, its settings."""
         words = (f"{name.rpartition('.')[2]}={value}" for name, value in self.values.items())
-        return figures.printable(", ".join(words) or self.name, 48)
+        return figures.printable(f"{self.number}: {', '.join(words)}" if self.values else self.name, 48)
 
 
 def is_sweep(workdir: Path) -> bool:
