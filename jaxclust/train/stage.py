@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxclust import methods, runtime
+from jaxclust import methods, models, runtime
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
@@ -114,6 +114,13 @@ def prepare(
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def layer_names(stage: Stage) -> tuple[str, ...]:
+    """The maps of images that `stage.method.embed` knows, beside "feature"."""
+    if stage.method.layers is not None:
+        return stage.method.layers
+    return models.map_names(models.get(stage.config), stage.info.image_shape)
 
 
 def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, metrics: tuple[str, ...]) -> TrainState:
