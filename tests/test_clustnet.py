@@ -13,9 +13,10 @@ import pytest
 from small import few_digits, prepared, run, trained, with_settings
 
 from jaxclust import config as config_lib
-from jaxclust import methods
+from jaxclust import main, methods
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
+from jaxclust.jobs import sweep
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
 from jaxclust.models.layers import RowNorm, batch_norm
@@ -527,6 +528,33 @@ def test_all_maps_of_a_network_can_be_probed_and_pictured(tmp_path):
         assert tuple(widths) == (*layer_names(stage), "feature") and len(widths) == (13 if name == "clustnet" else 3)
         drawn = [layer.name for layer in _layers.layers(Seen(stage, None, None))]
         assert drawn == list(layer_names(stage))
+
+
+def test_settings_are_read_strictly_by_command_line():
+    def read(*arguments):
+        return main.parse(["jaxclust", "--config=configs/clustnet.py:digits", *arguments]).config.clustnet
+
+    assert read("--config.clustnet.gate.bn=False").gate.bn is False
+    assert read("--config.clustnet.lr_next=(0.1,0.2)", "--config.clustnet.lr=0.3").lr_next == (0.1, 0.2)
+    wrong = {
+        "--config.clustnet.gate.bn=perhaps": "perhaps",
+        "--config.clustnet.lr=fast": "fast",
+        "--config.clustnet.period=0.5": "0.5",
+        "--config.clustnet.periods=2": "config.clustnet.periods is unknown; did you mean 'clustnet.period'",
+    }
+    for argument, words in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            read(argument)
+
+
+@pytest.mark.parametrize(("variant", "count"), [("digits,grid", 9), ("mnist,seeds", 5)])
+def test_both_published_figures_are_presets_of_sweeps(variant, count):
+    config = from_file(Path("configs/clustnet.py"), variant)
+    runs = sweep.plan(config, sweep.parse(config))
+    assert len(runs) == count and "accuracy" in config.report.pictures
+    if count == 5:
+        assert {(run.config.batch_size, run.config.clustnet.lr) for run in runs} == {(4, 0.01)}
+        assert [run.config.seed for run in runs] == [1, 2, 3, 4, 5]
 
 
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):

@@ -90,11 +90,7 @@ def prepare(
     metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
-    if length.scores and not {"gate", "groups"} <= rows.keys():
-        raise ConfigError(
-            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
-            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
-        )
+    _check_scores(config, name, rows)
     if donor and Checkpoints.exist(donor):
         Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
@@ -114,6 +110,15 @@ def prepare(
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def _check_scores(config: ConfigDict, name: str, rows: Mapping[str, Any]) -> None:
+    """ConfigError if files of scores are asked for and the steps of stage `name` say nothing that stands in them."""
+    if config.scores.every != "never" and not {"gate", "groups"} <= rows.keys():
+        raise ConfigError(
+            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
+            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
+        )
 
 
 def layer_names(stage: Stage) -> tuple[str, ...]:
