@@ -5,6 +5,7 @@ picture of a small sweep.
 import csv
 import json
 import re
+import shutil
 import tempfile
 from functools import partial
 from itertools import permutations
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small import few_digits, run, small_config, with_settings
+from small import few_digits, prepared, run, small_config, with_settings
 from test_report import Page
 
 from jaxclust import config as config_lib
@@ -25,9 +26,22 @@ from jaxclust.errors import ConfigError, DataError
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
 from jaxclust.kinds import spans
-from jaxclust.pictures import accuracy, certainty, confusion, failures, map_variance, sparsity, weights
+from jaxclust.methods import cae, mixture
+from jaxclust.pictures import (
+    Seen,
+    _experts,
+    accuracy,
+    certainty,
+    confusion,
+    failures,
+    map_variance,
+    reconstructions,
+    sparsity,
+    weights,
+)
 from jaxclust.report import experiment, figures
 from jaxclust.report.experiment import Net
+from jaxclust.train.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -421,14 +435,13 @@ def test_each_net_has_its_own_matrices_and_bars(tmp_path):
 
 # All of them, of a real sweep.
 
-ALL = "weights,sparsity,accuracy,failures,certainty,map_variance,tsne,confusion"
+ALL = "weights,sparsity,accuracy,failures,certainty,map_variance,confusion"
 FILES = {
     "certainty": {"certainty.png", "certainty.csv"},
     "confusion": {"p-epoch3.png", "n-epoch3.png", "p-epoch3.csv", "n-epoch3.csv"},
     "failures": {"epoch3.csv", "epoch3"},
     "map_variance": {"p-conv1.png", "n-conv1.png", "conv1.csv"},
     "sparsity": {"sparsity.png", "sparsity.csv"},
-    "tsne": {"tsne.png", "tsne-pixels.png"},
     "weights": {"weights.png", "weights.csv"},
 }
 
@@ -457,6 +470,7 @@ def swept(digits, tmp_path_factory):
     code = run("--config=configs/clustnet.py:digits", "--job=sweep", f"--workdir={folder}", "--config.sweep=rounds=3,2",
                f"--config.data.source=npz:{digits}", "--config.clustnet.lr=0.1", "--config.batch_size=16",
                "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never",
+               "--config.report.pictures=confusion,accuracy",
                *(f"--config.clustnet.{size}" for size in sizes))  # fmt: skip
     assert code == 0
     return folder
@@ -476,12 +490,12 @@ def there(folder):
 
 @pytest.mark.medium
 def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
-    assert there(swept / "net1") == {name: FILES[name] for name in ("confusion", "certainty")} | {
-        "accuracy": {"accuracy.png", "variation.png", "metrics.csv"}
-    }
+    of_accuracy = {"accuracy": {"accuracy.png", "variation.png", "metrics.csv"}}
+    assert there(swept / "net1") == {"confusion": FILES["confusion"]} | of_accuracy  # from the end of the training
+    assert there(swept) == of_accuracy
     damaged = swept / "net2" / "scores" / "epoch1.csv"
     damaged.write_text(damaged.read_text()[:-9])
-    assert report(swept, f"pictures={ALL}", "pixels=True", "map_variance.layer=1") == 0
+    assert report(swept, f"pictures={ALL}", "map_variance.layer=1") == 0
     said = capsys.readouterr().out
     assert "left out" not in said
     assert said.count("skipped: net2/scores/epoch1.csv: ends in the middle of a line") == 2  # certainty, accuracy
@@ -497,3 +511,133 @@ def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
     page = Page(swept / "net2" / "report" / "index.html")
     assert "../pictures/map_variance/p-conv1.png" in page.links and "ends in the middle of a line" in page.text
     assert all((swept / "net2" / "report" / link).exists() for link in page.links)
+
+
+@pytest.mark.medium
+def test_training_images_are_shown_if_asked_and_what_cannot_be_is_said(swept, digits, capsys):
+    assert report(swept / "net2", "pictures=failures,sparsity,confusion,tsne", "split=train", "pixels=True") == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"left out: failures: .*net2/scores/epoch2_train.csv: has 80 rows for 80 images, and no column sampleIdx says "
+        "which they are of; a training with --config.scores.index=True writes it",
+        said,
+    )
+    assert there(swept / "net2")["tsne"] == {"tsne.png", "tsne-pixels.png"}
+    page = Page(swept / "net2" / "report" / "index.html")
+    assert "over the train images" in page.text and "by the files of train in scores/" in page.text
+    assert report(swept, "pictures=map_variance", "map_variance.layer=3", "nets=2") == 2
+    assert "map_variance.layer=3: the experts have convolutions: 2; 0 is what they" in capsys.readouterr().err
+    assert report(swept, "pictures=accuracy", "nets=1,3") == 2
+    assert "config.report.nets='1,3': there is no net 3; there is: 1-2" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+def test_failures_of_a_run_are_its_wrong_images_as_files(swept, digits, tmp_path, capsys):
+    shutil.copytree(swept / "net1", tmp_path / "run")
+    path = written(tmp_path / "run", 2, some_scores(40)._replace(label=np.load(digits)["test_labels"]))
+    expected = failures.wrong(40, True, score_file.read(path)).id.tolist()
+    assert report(tmp_path / "run", "pictures=failures", "epochs=2") == 0
+    folder = tmp_path / "run" / "pictures" / "failures"
+    assert sorted(int(file.stem) for file in (folder / "epoch2").iterdir()) == expected
+    images = np.load(digits)["test_images"]
+    for id in expected[:3]:
+        found = np.asarray(Image.open(folder / "epoch2" / f"{id}.png"))
+        np.testing.assert_array_equal(found, np.asarray(failures.enlarged(images[id])))
+    with (folder / "epoch2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["id"]) for row in rows] == expected
+    assert all(row["target"] != row["predicted"] and row["path"].endswith(row["id"]) for row in rows)
+    assert all(row["class"] == str(np.load(digits)["test_labels"][int(row["id"])]) for row in rows)
+    assert all(float(row[f"p{row['expert']}"]) == max(float(row[f"p{k}"]) for k in range(5)) for row in rows)
+
+
+# From the network.
+
+
+def looked_at(tmp_path, variant, **overrides):
+    """What pictures are made from, of a network that is not trained, with checkpoints of epochs 0, 1 and 2."""
+    config = config_lib.from_file(Path("configs/clustnet.py"), variant)
+    config.runtime.devices = 1
+    source = few_digits(40)
+    small = {"batch_size": 8, "eval_batch_size": 16, "rounds": 2, "cluster__k": 3, **overrides}
+    stage = prepared(with_settings(config, **small), tmp_path, source)
+    checkpoints, snapshot = Checkpoints(tmp_path / "checkpoints" / stage.name, keep=9), stage.first()
+    for epoch in range(3):
+        moved = jax.tree.map(lambda leaf, epoch=epoch: leaf * 1.5**epoch, snapshot.state.params)
+        state = snapshot.state._replace(params=moved)
+        checkpoints.save(epoch * stage.lengths.round, snapshot._replace(state=state))
+    return Seen(stage, state, lambda: source)
+
+
+CONVOLUTIONS = {
+    "clustnet__experts__layers": 2, "clustnet__experts__channels": 2, "clustnet__experts__pool_out": 2,
+    "clustnet__gate__dense_layers": 1, "clustnet__gate__dense_size": (1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("decision", ["sample", "soft"])
+def test_experts_see_what_the_gate_gives_them_and_their_maps_are_made_of_that(tmp_path, decision):
+    seen = looked_at(tmp_path, "digits", clustnet__decision=decision, **CONVOLUTIONS)
+    assert _experts.layers(seen) == ["input", "conv1", "conv2"]
+    images, (params, extra) = few_digits(9).splits["train"].images, (seen.state.params, seen.state.extra)
+    found = jax.jit(seen.stage.method.experts)(params, extra, images)
+    p = np.exp(jax.jit(seen.stage.method.predict)(params, extra, images)["log_probs"])
+    np.testing.assert_allclose(found["choice"], p if decision == "soft" else np.eye(3)[p.argmax(axis=1)], atol=1e-6)
+    x = (images / 255 - 0.3053) / 0.376
+    net = mixture.build(seen.stage.config)
+    for k in range(3):
+        given_to_k = np.asarray(found["choice"])[:, k, None, None, None] * x
+        np.testing.assert_allclose(found["input"][:, k], given_to_k, atol=1e-5)
+        one = jax.tree.map(lambda leaf, k=k: leaf[k], {"params": params["experts"], **of_experts(extra)})
+        maps = net.expert.apply(one, given_to_k, mutable=["maps"])[1]["maps"]["stack"]
+        for name in ("conv1", "conv2"):
+            np.testing.assert_allclose(found[name][:, k], maps[name][0], atol=1e-4)
+
+
+def of_experts(extra):
+    return {"batch_stats": extra["batch_stats"]["experts"]}
+
+
+def test_weights_of_kept_checkpoints_are_compared_and_without_the_first_there_is_nothing_to_compare_with(tmp_path):
+    seen = looked_at(tmp_path, "digits", **CONVOLUTIONS)
+    (tmp_path / "drawn").mkdir()
+    shown = weights.prepare(seen)(tmp_path / "drawn")
+    with (tmp_path / "drawn" / "weights.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["group"], row["layer"]) for row in rows} >= {("experts", "stack/conv1_conv"), ("gate", "output")}
+    assert all(float(row["distance"]) == pytest.approx({"1": 0.5, "2": 0.75}[row["epoch"]]) for row in rows)
+    assert shown.images[0].file == "weights.png"
+    with pytest.raises(DataError, match="those of epochs 1, 2; a training with --config.keep_checkpoints=1000"):
+        weights.prepare(asked(seen, report__epochs="1-2"))
+    shutil.rmtree(tmp_path / "checkpoints" / "clustnet" / "0")
+    with pytest.raises(DataError, match="it needs checkpoints from the first on, and there are those of epochs 1, 2"):
+        weights.prepare(seen)
+
+
+def asked(seen, **overrides):
+    config = with_settings(seen.stage.config.copy_and_resolve_references(), **overrides)
+    return seen._replace(stage=seen.stage._replace(config=config))
+
+
+def test_an_autoencoder_shows_what_it_makes_of_images(tmp_path):
+    sizes = {"clustnet__encoder__channels": 4, "clustnet__encoder__kernel": 3, "clustnet__encoder__dim": 6}
+    seen = looked_at(tmp_path, "cae", stages="cae", **sizes)
+    (tmp_path / "drawn").mkdir()
+    shown = reconstructions.prepare(asked(seen, report__epochs="0,2"))(tmp_path / "drawn")
+    assert [image.file for image in shown.images] == ["reconstructions.png"]
+    originals = sorted(int(path.stem) for path in (tmp_path / "drawn").glob("*.png") if path.stem.isdigit())
+    assert len(originals) == 10
+    images = few_digits(40).splits["train"].images
+    params, extra = seen.state.params, seen.state.extra
+    net = cae.network(seen.stage.config, (8, 8, 1))
+    x = (images[originals] / 255 - 0.3053) / 0.376
+    made, _ = jax.jit(partial(cae.reconstruct, net, train=False, rng=None))(params, extra["batch_stats"], x)
+    expected = np.clip(np.round((np.asarray(made, np.float64) * 0.376 + 0.3053) * 255), 0, 255)
+    for id, image, pixels in zip(originals, images[originals], expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "drawn" / f"{id}.png")), image[..., 0])
+        found = np.asarray(Image.open(tmp_path / "drawn" / f"{id}-epoch2.png"), np.float64)
+        assert np.abs(found - pixels[..., 0]).max() <= 1  # which may be rounded the other way
+    with pytest.raises(DataError, match="'cae' of stage 'cae' has no experts that a gate chooses from"):
+        sparsity.prepare(seen)
+    with pytest.raises(DataError, match="config.report.epochs='5': there is: 0-2"):
+        reconstructions.prepare(asked(seen, report__epochs="5"))

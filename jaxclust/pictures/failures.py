@@ -64,7 +64,7 @@ def draw(seen: Seen, source: Source, folder: Path) -> Gallery:
     caption = (
         f"The {name} images whose likelier group is the wrong one; epoch<e>/ has all of them and epoch<e>.csv a list."
     )
-    return Gallery("Failure cases", caption, images, skipped=skipped)
+    return Gallery("Failure cases", caption, images, epochs=experiment.spanned([*found]), skipped=skipped)
 
 
 def wrong(size: int, in_order: bool, scores: Scores) -> Failures:

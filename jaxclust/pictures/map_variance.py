@@ -24,6 +24,7 @@ from jaxclust.pictures._epochs import found as found_in
 from jaxclust.pictures._epochs import kept, split_of, states
 from jaxclust.pictures._experts import Experts, layers, of_method
 from jaxclust.pictures._plots import Bars, bars, save
+from jaxclust.report.experiment import spanned
 from jaxclust.report.gallery import Gallery
 from jaxclust.train.stage import seen_labels
 
@@ -73,7 +74,7 @@ def draw(seen: Seen, epochs: Sequence[int], source: Source, layer: str, folder: 
         f"Of the {name} images for which an expert was chosen; of an expert with fewer than two of the group there is "
         "no part."
     )
-    return Gallery("Variance of the experts' maps", caption, images)
+    return Gallery("Variance of the experts' maps", caption, images, epochs=spanned(epochs))
 
 
 def chosen_maps(experts: Experts, layer: str, params: Any, extra: Any, images: jax.Array) -> dict[str, jax.Array]:

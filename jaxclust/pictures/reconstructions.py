@@ -16,6 +16,7 @@ from jaxclust.pictures import Draw, Seen
 from jaxclust.pictures._epochs import found, kept, split_of, states
 from jaxclust.pictures._plots import save
 from jaxclust.pictures.views import Column, grid
+from jaxclust.report.experiment import spanned
 from jaxclust.report.gallery import Gallery
 
 COUNT = 10
@@ -48,4 +49,5 @@ def draw(seen: Seen, epochs: Sequence[int], source: Source, folder: Path) -> Gal
         for id, image in zip(ids.tolist(), column.images[:, 0], strict=True):
             Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(folder / f"{id}{suffix}.png")
     caption = f"In each row a {name} image, and what the decoder makes of its code."
-    return Gallery("Reconstructions", caption, [save(partial(grid, columns), folder, "reconstructions")])
+    sheet = save(partial(grid, columns), folder, "reconstructions")
+    return Gallery("Reconstructions", caption, [sheet], epochs=spanned(epochs))

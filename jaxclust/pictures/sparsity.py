@@ -23,7 +23,7 @@ from jaxclust.pictures._epochs import found as found_in
 from jaxclust.pictures._epochs import kept, split_of, states
 from jaxclust.pictures._experts import of_method
 from jaxclust.pictures._plots import SHARE, Line, Panel, lines, save
-from jaxclust.report.experiment import Net, by_field
+from jaxclust.report.experiment import Net, by_field, spanned
 from jaxclust.report.gallery import Gallery
 
 FILE = "sparsity.csv"
@@ -49,10 +49,9 @@ def draw(seen: Seen, epochs: Sequence[int], source: Source, folder: Path) -> Gal
         Panel(title, [_line(found, layer, pairs, layer, place) for place, layer in enumerate(layers)], SHARE)
         for pairs, title in PAIRS.items()
     ]
-    caption = (
-        f"The mean over the {name} images of the share of exact zeros, at the epochs of which a checkpoint was kept."
-    )
-    return Gallery("Sparsity", caption, [save(partial(lines, panels), folder, "sparsity")])
+    caption = f"The mean over the {name} images of the share of exact zeros, where a checkpoint was kept."
+    shown = save(partial(lines, panels), folder, "sparsity")
+    return Gallery("Sparsity", caption, [shown], epochs=spanned(epochs))
 
 
 def compare(nets: Sequence[Net]) -> Draw:

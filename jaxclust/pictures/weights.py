@@ -18,6 +18,7 @@ from jaxclust.errors import DataError
 from jaxclust.pictures import Draw, Seen
 from jaxclust.pictures._epochs import kept, states
 from jaxclust.pictures._plots import Line, Panel, lines, save
+from jaxclust.report.experiment import spanned
 from jaxclust.report.gallery import Gallery
 
 SMALLEST = 1e-8  # length of W_0, or with `elementwise` an entry of it, below which nothing is divided by it
@@ -45,7 +46,9 @@ def draw(seen: Seen, epochs: Sequence[int], folder: Path) -> Gallery:
     panels = [panel(group, epochs[1:], {name: y for (of, name), y in found.items() if of == group}) for group in groups]
     what = "of each weight to its first value, as one vector" if elementwise else "to the length of the first weights"
     caption = f"How far each layer moved since the epoch before, in proportion {what}; the thick line is the mean."
-    return Gallery("Movement of the weights", caption, [save(partial(lines, panels), folder, "weights")])
+    return Gallery(
+        "Movement of the weights", caption, [save(partial(lines, panels), folder, "weights")], epochs=spanned(epochs)
+    )
 
 
 def panel(group: str, epochs: Sequence[int], found: Mapping[str, Sequence[float]]) -> Panel:

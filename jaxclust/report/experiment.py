@@ -84,12 +84,12 @@ def chosen(nets: Sequence[Net], config: ConfigDict) -> list[Net]:
         asked = spans(config.report[field])
         if unknown := [n for span in asked for n in (span[0], span[-1]) if n not in numbers]:
             raise ConfigError(f"config.report.{field}={config.report[field]!r}: there is no net {unknown[0]}; there "
-                              f"is: {_spanned(numbers)}")  # fmt: skip
+                              f"is: {spanned(numbers)}")  # fmt: skip
         if asked:
             kept = [number for number in kept if any(number in span for span in asked) == keeps]
     if not kept:
         raise ConfigError(f"config.report.nets={config.report.nets!r} without those of config.report.without_nets="
-                          f"{config.report.without_nets!r} leaves no net of {_spanned(numbers)}")  # fmt: skip
+                          f"{config.report.without_nets!r} leaves no net of {spanned(numbers)}")  # fmt: skip
     return [net for net in nets if net.number in kept]
 
 
@@ -167,11 +167,11 @@ def asked_epochs(there: Iterable[int], config: ConfigDict, last: bool = False) -
     there, asked = sorted(there), spans(config.report.epochs)
     found = [epoch for epoch in there if any(epoch in span for span in asked)] if asked else there[-1 if last else 0 :]
     if not found:
-        raise DataError(f"config.report.epochs={config.report.epochs!r}: there is: {_spanned(there)}")
+        raise DataError(f"config.report.epochs={config.report.epochs!r}: there is: {spanned(there)}")
     return found
 
 
-def _spanned(numbers: Sequence[int]) -> str:
+def spanned(numbers: Sequence[int]) -> str:
     """Rising numbers as "1-4,7"."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]

@@ -33,6 +33,7 @@ class Gallery(NamedTuple):
     images: list[Shown]
     step: int | None = None
     stage: str = ""
+    epochs: str = ""  # such as "0-4,7": of several checkpoints or files, those after these epochs, in place of `step`
     skipped: Sequence[str] = ()  # files that could not be read, and why
 
 
