@@ -13,16 +13,18 @@ import pytest
 from small import few_digits, prepared, run, trained, with_settings
 
 from jaxclust import config as config_lib
-from jaxclust import methods
+from jaxclust import main, methods
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
+from jaxclust.jobs import sweep
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
 from jaxclust.models.layers import RowNorm, batch_norm
+from jaxclust.pictures import Seen, _layers
 from jaxclust.runtime import AXIS, StopSignal
-from jaxclust.train import loop
+from jaxclust.train import loop, probes
 from jaxclust.train.checkpoint import Checkpoints
-from jaxclust.train.stage import example_batch, prepare
+from jaxclust.train.stage import example_batch, layer_names, prepare
 
 DIGITS = DataInfo(1400, (8, 8, 1), 10)
 
@@ -517,6 +519,44 @@ def test_sizes_of_hidden_layers_are_one_for_all_or_one_for_each():
         assert mixture.build(config).gate.hidden == hidden
 
 
+def test_all_maps_of_a_network_can_be_probed_and_pictured(tmp_path):
+    layers = {"clustnet__gate__layers": 2, "clustnet__gate__kernel": 3, **CONVOLUTIONS}
+    for name, overrides in (("clustnet", layers), ("cae", {"clustnet__encoder__layers": 2, **CONVOLUTIONS})):
+        config = settings(method=name, clustnet__encoder__channels=2, scores__every="never", **overrides)
+        stage = prepared(config, tmp_path, few_digits(64))
+        widths = probes.widths(stage)
+        assert tuple(widths) == (*layer_names(stage), "feature") and len(widths) == (13 if name == "clustnet" else 3)
+        drawn = [layer.name for layer in _layers.layers(Seen(stage, None, None))]
+        assert drawn == list(layer_names(stage))
+
+
+def test_settings_are_read_strictly_by_command_line():
+    def read(*arguments):
+        return main.parse(["jaxclust", "--config=configs/clustnet.py:digits", *arguments]).config.clustnet
+
+    assert read("--config.clustnet.gate.bn=False").gate.bn is False
+    assert read("--config.clustnet.lr_next=(0.1,0.2)", "--config.clustnet.lr=0.3").lr_next == (0.1, 0.2)
+    wrong = {
+        "--config.clustnet.gate.bn=perhaps": "perhaps",
+        "--config.clustnet.lr=fast": "fast",
+        "--config.clustnet.period=0.5": "0.5",
+        "--config.clustnet.periods=2": "config.clustnet.periods is unknown; did you mean 'clustnet.period'",
+    }
+    for argument, words in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            read(argument)
+
+
+@pytest.mark.parametrize(("variant", "count"), [("digits,grid", 9), ("mnist,seeds", 5)])
+def test_both_published_figures_are_presets_of_sweeps(variant, count):
+    config = from_file(Path("configs/clustnet.py"), variant)
+    runs = sweep.plan(config, sweep.parse(config))
+    assert len(runs) == count and "accuracy" in config.report.pictures
+    if count == 5:
+        assert {(run.config.batch_size, run.config.clustnet.lr) for run in runs} == {(4, 0.01)}
+        assert [run.config.seed for run in runs] == [1, 2, 3, 4, 5]
+
+
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):
     methods.get(settings(clustnet__mode="separated", clustnet__period=7), DIGITS)
     assert re.search(r"best_share=\(0.9, 0.5, 0.1\) falls", caplog.text)
@@ -528,6 +568,9 @@ def test_maps_of_gate_and_experts_can_be_looked_at():
     found = mixture.embed(net, params, {"batch_stats": stats}, x, ("expert0/conv1", "expert4/conv2", "feature"))
     assert [found[name].shape for name in found] == [(4, 8, 8, 2), (4, 4, 4, 2), (4, 64)]
     one = jax.tree.map(lambda leaf: leaf[4], {"params": params["experts"], "batch_stats": stats["experts"]})
+    names = mixture.layer_names(net)
+    assert names == tuple(f"expert{k}/conv{number}" for k in range(5) for number in (1, 2))
+    assert set(mixture.embed(net, params, {"batch_stats": stats}, x, names)) == set(names)
     alone = net.expert.apply(one, (x / 255 - 0.3053) / 0.376, mutable=["maps"])[1]["maps"]["stack"]["conv2"][0]
     np.testing.assert_allclose(found["expert4/conv2"], alone, atol=1e-4)
 

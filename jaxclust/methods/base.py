@@ -116,6 +116,8 @@ class Method(NamedTuple):
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
+    layers: tuple[str, ...] | None = None
+    """Names of the maps that `embed` knows, beside "feature"; None: those of the network of `config.model`."""
     points: Callable[[TrainState], tuple[int, int]] | None = None
     """(state or its shapes) -> how many clusterings by `config.cluster` a refresh makes, and the length of the points
     that each of them sees; None: it makes none."""

@@ -46,6 +46,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         loss=partial(loss, net),
         embed=partial(embed, net),
         reconstruct=partial(decoded, net),
+        layers=tuple(f"encoder/conv{number}" for number in range(1, net.encoder.sizes.depth + 1)),
     )
 
 

@@ -52,6 +52,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         labels="group",
         num_clusters=net.k,
         experts=partial(experts, net),
+        layers=mixture.layer_names(net),
     )
 
 

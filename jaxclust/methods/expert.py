@@ -26,7 +26,9 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         raise ConfigError(
             "config.method='expert' needs an expert with its own answer: config.clustnet.experts.dense_layers is 0"
         )
-    return Method(init=partial(init, net), loss=partial(loss, net), embed=partial(embed, net), labels="group")
+    return Method(
+        init=partial(init, net), loss=partial(loss, net), embed=partial(embed, net), labels="group", layers=()
+    )
 
 
 def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:

@@ -217,6 +217,13 @@ def forced(net: Net, params: Params, stats: Stats, x: jax.Array) -> jax.Array:
     return jax.vmap(lambda total: log_probabilities(net, params, total))(found)
 
 
+def layer_names(net: Net) -> tuple[str, ...]:
+    """The maps that `embed` knows of images: "encoder/conv1", "gate/conv1", …, "expert0/conv1", …"""
+    networks = {"encoder": net.encoder, "gate": net.gate} | {f"expert{k}": net.expert for k in range(net.k)}
+    depths = {name: network.sizes.depth for name, network in networks.items() if network}
+    return tuple(f"{name}/conv{number}" for name, depth in depths.items() for number in range(1, depth + 1))
+
+
 def embed(net: Net, params: Params, extra: Any, images: jax.Array, layers: tuple[str, ...] = ()) -> Any:
     """The code of images [B, D], without an encoder what the gate's last layer sees; or the maps of `layers`.
 

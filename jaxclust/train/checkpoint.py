@@ -120,14 +120,11 @@ class Checkpoints:
             name = _name(path)
             if name not in taken:
                 return leaf
-            array = arrays[name]
-            if array.shape == leaf.shape and not (noise and name.startswith("state.params.")):
-                return array
-            made = jnp.broadcast_to(array, leaf.shape)
+            made = arrays[name]
             if noise and name.startswith("state.params."):
                 drawn = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
-                made = made + 0.5 * noise * jnp.linalg.norm(array.ravel()) * drawn
-            return jax.device_put(made, leaf.sharding)
+                made = made + 0.5 * noise * jnp.linalg.norm(made.ravel()) * drawn
+            return jax.device_put(jnp.broadcast_to(made, leaf.shape), leaf.sharding)
 
         leaves, tree = jax.tree_util.tree_flatten_with_path(like)
         return jax.tree.unflatten(tree, [begun(number, *leaf) for number, leaf in enumerate(leaves)])

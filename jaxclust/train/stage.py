@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxclust import methods, runtime
+from jaxclust import methods, models, runtime
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
@@ -90,11 +90,7 @@ def prepare(
     metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
-    if length.scores and not {"gate", "groups"} <= rows.keys():
-        raise ConfigError(
-            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
-            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
-        )
+    _check_scores(config, name, rows)
     if donor and Checkpoints.exist(donor):
         Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
@@ -114,6 +110,22 @@ def prepare(
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def _check_scores(config: ConfigDict, name: str, rows: Mapping[str, Any]) -> None:
+    """ConfigError if files of scores are asked for and the steps of stage `name` say nothing that stands in them."""
+    if config.scores.every != "never" and not {"gate", "groups"} <= rows.keys():
+        raise ConfigError(
+            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
+            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
+        )
+
+
+def layer_names(stage: Stage) -> tuple[str, ...]:
+    """The maps of images that `stage.method.embed` knows, beside "feature"."""
+    if stage.method.layers is not None:
+        return stage.method.layers
+    return models.map_names(models.get(stage.config), stage.info.image_shape)
 
 
 def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, metrics: tuple[str, ...]) -> TrainState:
