@@ -112,15 +112,12 @@ def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tupl
 
     Damaged and half-written files are skipped, and named. DataError: there is none that can be read.
     """
-    split = of_split(net.config)
-    there = files(net.workdir, split)
+    there = files(net.workdir, of_split(net.config))
     if not there:
         raise DataError(missing(net))
     asked = asked_epochs(there, net.config, last)
-    usual = 0
-    if split == "test":  # of the same images in each epoch
-        lengths = Counter(_lines(path) for path in there.values())
-        usual = max(lengths, key=lambda lines: (lengths[lines], lines))
+    lengths = Counter(_lines(path) for path in there.values())
+    usual = max(lengths, key=lambda lines: (lengths[lines], lines))  # each epoch sees as many images
     found, skipped = {}, []
     for epoch in progress(asked, len(asked), f"scores of {net.name}", "files"):
         path = there[epoch]
