@@ -5,6 +5,8 @@ python -m jaxclust.main --config=configs/clustnet.py:digits
 python -m jaxclust.main --config=configs/clustnet.py:mnist --config.data.source=idx:FOLDER
 python -m jaxclust.main --config=configs/clustnet.py:cifar10,shared
 python -m jaxclust.main --config=configs/clustnet.py:mnist,cae --config.data.source=idx:FOLDER
+python -m jaxclust.main --config=configs/clustnet.py:digits,grid --job=sweep
+python -m jaxclust.main --config=configs/clustnet.py:digits,seeds --job=sweep
 python -m jaxclust.main --config=configs/clustnet.py:smoke
 """
 
@@ -22,10 +24,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.cluster.k = 5
     config.sampler = "uniform_image"
     config.evaluate.suite = "clustering,groups"
+    config.eval_every = config.scores.every = "1 round"
+    config.report.pictures = "accuracy,confusion,certainty,failures,sparsity,map_variance,weights,tsne"
     digits(config)
     variants = {
         "recommended": recommended, "linear_gate": linear_gate, "digits": digits, "separate": separate,
-        "shared": shared, "mnist": mnist, "cifar10": cifar10, "cae": cae, "smoke": smoke,
+        "shared": shared, "mnist": mnist, "cifar10": cifar10, "cae": cae, "pretrained": pretrained,
+        "grid": grid, "seeds": seeds, "smoke": smoke,
     }  # fmt: skip
     return c.apply_variants(config, variant or "recommended", variants)
 
@@ -102,10 +107,34 @@ def cae(config: ConfigDict) -> None:
     with config.unlocked():
         config.stage = ConfigDict(
             {
-                "cae": {"method": "cae", "rounds": 10, "optimizer": {"body": sgd}},
+                "cae": {"method": "cae", "rounds": 10, "scores": {"every": "never"}, "optimizer": {"body": sgd}},
                 "clustnet": {"init_from": "@cae"},
             }
         )
+
+
+def pretrained(config: ConfigDict) -> None:
+    """Experts that start near one which was alone on both groups."""
+    config.stages = "expert,clustnet"
+    sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.5}
+    with config.unlocked():
+        config.stage = ConfigDict(
+            {
+                "expert": {"method": "expert", "rounds": 5, "scores": {"every": "never"}, "optimizer": {"body": sgd}},
+                "clustnet": {"init_from": "@expert", "init_noise": 0.1},
+            }
+        )
+
+
+def grid(config: ConfigDict) -> None:
+    """Several batch sizes and learning rates, the first of the published figures: for --job=sweep."""
+    config.sweep = "batch_size=4,16,64;lr=0.001,0.01,0.05"
+
+
+def seeds(config: ConfigDict) -> None:
+    """Several seeds of small batches, the second of the published figures: for --job=sweep."""
+    config.batch_size, config.clustnet.lr = 4, 0.01
+    config.sweep = "seed=1..5"
 
 
 def smoke(config: ConfigDict) -> None:

@@ -13,15 +13,18 @@ import pytest
 from small import few_digits, prepared, run, trained, with_settings
 
 from jaxclust import config as config_lib
-from jaxclust import methods
+from jaxclust import main, methods
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
+from jaxclust.jobs import sweep
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
-from jaxclust.runtime import AXIS
-from jaxclust.train import loop
+from jaxclust.models.layers import RowNorm, batch_norm
+from jaxclust.pictures import Seen, _layers
+from jaxclust.runtime import AXIS, StopSignal
+from jaxclust.train import loop, probes
 from jaxclust.train.checkpoint import Checkpoints
-from jaxclust.train.stage import example_batch, prepare
+from jaxclust.train.stage import example_batch, layer_names, prepare
 
 DIGITS = DataInfo(1400, (8, 8, 1), 10)
 
@@ -436,6 +439,35 @@ def test_draws_statistics_and_terms_are_the_same_on_any_number_of_devices(tmp_pa
     assert moved(one[0].params["experts"], one[1].params["experts"])
 
 
+def test_batch_norm_of_selected_images_is_that_of_these_alone_and_stays_where_there_are_none(float64):
+    x = np.random.default_rng(0).standard_normal((6, 5, 4, 3)) + 2
+    norm, usual = (
+        kind(axis=None, param_dtype=jnp.float64, dtype=jnp.float64) for kind in (RowNorm, partial(batch_norm, True))
+    )
+    variables = usual.init(jax.random.key(0), x[:1])
+    chosen = np.array([1.0, 0, 1, 1, 0, 0])
+    found, after = norm.apply(variables, x, chosen, mutable=["batch_stats"])
+    expected, alone = usual.apply(variables, x[chosen > 0], mutable=["batch_stats"])
+    np.testing.assert_allclose(found[chosen > 0], expected, atol=1e-12)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), after, alone)
+    found, after = norm.apply(variables, x, 0 * chosen, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, x / np.sqrt(1 + 1e-5), atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.medium
+def test_experts_with_batch_norm_of_their_own_images_are_the_same_on_any_number_of_devices(tmp_path):
+    found = []
+    for devices in (1, 2):
+        config = settings(clustnet__lr=0.1, clustnet__experts__bn_selected=True, **CONVOLVED)
+        config.runtime.devices = devices
+        found.append(stepped(config, tmp_path / str(devices))[0])
+    one, two = (states[-1] for states in found)
+    for a, b in zip(jax.tree.leaves((one.params, one.extra)), jax.tree.leaves((two.params, two.extra)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    assert moved(found[0][0].params["experts"], one.params["experts"])
+
+
 def test_separated_training_moves_experts_then_the_gate_with_its_own_statistics(tmp_path):
     config = settings(clustnet__mode="separated", clustnet__period=1, clustnet__best_share=(0.5, 0.9), **CONVOLVED)
     config.runtime.devices = 2  # each must take the same branch
@@ -487,6 +519,44 @@ def test_sizes_of_hidden_layers_are_one_for_all_or_one_for_each():
         assert mixture.build(config).gate.hidden == hidden
 
 
+def test_all_maps_of_a_network_can_be_probed_and_pictured(tmp_path):
+    layers = {"clustnet__gate__layers": 2, "clustnet__gate__kernel": 3, **CONVOLUTIONS}
+    for name, overrides in (("clustnet", layers), ("cae", {"clustnet__encoder__layers": 2, **CONVOLUTIONS})):
+        config = settings(method=name, clustnet__encoder__channels=2, scores__every="never", **overrides)
+        stage = prepared(config, tmp_path, few_digits(64))
+        widths = probes.widths(stage)
+        assert tuple(widths) == (*layer_names(stage), "feature") and len(widths) == (13 if name == "clustnet" else 3)
+        drawn = [layer.name for layer in _layers.layers(Seen(stage, None, None))]
+        assert drawn == list(layer_names(stage))
+
+
+def test_settings_are_read_strictly_by_command_line():
+    def read(*arguments):
+        return main.parse(["jaxclust", "--config=configs/clustnet.py:digits", *arguments]).config.clustnet
+
+    assert read("--config.clustnet.gate.bn=False").gate.bn is False
+    assert read("--config.clustnet.lr_next=(0.1,0.2)", "--config.clustnet.lr=0.3").lr_next == (0.1, 0.2)
+    wrong = {
+        "--config.clustnet.gate.bn=perhaps": "perhaps",
+        "--config.clustnet.lr=fast": "fast",
+        "--config.clustnet.period=0.5": "0.5",
+        "--config.clustnet.periods=2": "config.clustnet.periods is unknown; did you mean 'clustnet.period'",
+    }
+    for argument, words in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            read(argument)
+
+
+@pytest.mark.parametrize(("variant", "count"), [("digits,grid", 9), ("mnist,seeds", 5)])
+def test_both_published_figures_are_presets_of_sweeps(variant, count):
+    config = from_file(Path("configs/clustnet.py"), variant)
+    runs = sweep.plan(config, sweep.parse(config))
+    assert len(runs) == count and "accuracy" in config.report.pictures
+    if count == 5:
+        assert {(run.config.batch_size, run.config.clustnet.lr) for run in runs} == {(4, 0.01)}
+        assert [run.config.seed for run in runs] == [1, 2, 3, 4, 5]
+
+
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):
     methods.get(settings(clustnet__mode="separated", clustnet__period=7), DIGITS)
     assert re.search(r"best_share=\(0.9, 0.5, 0.1\) falls", caplog.text)
@@ -498,6 +568,9 @@ def test_maps_of_gate_and_experts_can_be_looked_at():
     found = mixture.embed(net, params, {"batch_stats": stats}, x, ("expert0/conv1", "expert4/conv2", "feature"))
     assert [found[name].shape for name in found] == [(4, 8, 8, 2), (4, 4, 4, 2), (4, 64)]
     one = jax.tree.map(lambda leaf: leaf[4], {"params": params["experts"], "batch_stats": stats["experts"]})
+    names = mixture.layer_names(net)
+    assert names == tuple(f"expert{k}/conv{number}" for k in range(5) for number in (1, 2))
+    assert set(mixture.embed(net, params, {"batch_stats": stats}, x, names)) == set(names)
     alone = net.expert.apply(one, (x / 255 - 0.3053) / 0.376, mutable=["maps"])[1]["maps"]["stack"]["conv2"][0]
     np.testing.assert_allclose(found["expert4/conv2"], alone, atol=1e-4)
 
@@ -531,6 +604,40 @@ def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_wh
         np.testing.assert_allclose(file["gate"].sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(np.exp(file["groups"]).sum(axis=1), 1, rtol=1e-5)
         assert file["position"].tolist() == list(range(32))
+
+
+@pytest.mark.medium
+def test_all_experts_may_start_near_one_that_was_alone_on_the_groups(tmp_path):
+    few = {"batch_size": 16, "refresh_every": "3 steps", "save_every": "never", "scores__every": "never"}
+    config = settings("pretrained", data__source="digits", **few, **CONVOLUTIONS)
+    config.stage.expert.rounds = 1
+    source = few_digits(64)
+    one = loop.run_stage(prepared(config, tmp_path, source), StopSignal()).state
+    assert set(one.params) == {"experts"} and set(one.extra["batch_stats"]) == {"experts"}
+    begun = {}
+    for noise in (0.0, 0.1):
+        config.stage.clustnet.init_noise = noise
+        stage = prepare(config, "clustnet", source.splits["train"], DataInfo(64, (8, 8, 1), 10), tmp_path)
+        begun[noise] = stage.first().state
+    for part in ("params", "extra"):
+        for name in begun:
+            found = [getattr(state, part) for state in (one, begun[name])]
+            found = [tree.get("batch_stats", tree)["experts"] for tree in found]
+            for alone, each in zip(*map(jax.tree.leaves, found), strict=True):
+                assert each.shape == (5, *alone.shape[1:])
+                if name == 0 or part == "extra":
+                    np.testing.assert_array_equal(each, np.broadcast_to(alone, each.shape))
+                elif alone.size > 50:
+                    noise = np.asarray(each - alone)
+                    assert noise.std() == pytest.approx(0.05 * np.linalg.norm(alone), rel=0.2)
+                    assert np.abs(noise[0] - noise[1]).max() > 0
+    assert not moved(one.params, trained_again(config, tmp_path, source).params)
+
+
+def trained_again(config, workdir, source):
+    """The state of the first stage from its checkpoint."""
+    stage = prepared(config, workdir, source)
+    return Checkpoints(workdir / "checkpoints" / stage.name).restore(stage.first()).state
 
 
 @pytest.mark.medium

@@ -489,10 +489,24 @@ def test_without_a_checkpoint_there_is_still_a_page(workdir, tmp_path, capsys):
     assert (tmp_path / "run" / "report" / "index.html").exists() and not (tmp_path / "run" / "pictures").exists()
 
 
+def test_what_a_run_has_not_the_files_or_the_parts_for_is_left_out_and_said_why(workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "run")
+    reasons = {
+        "weights": "it needs checkpoints from the first on, and there are those of epochs 0; a training with",
+        "sparsity": "method 'deepcluster' of stage 'deepcluster' has no experts that a gate chooses from",
+        "map_variance": "method 'deepcluster' of stage 'deepcluster' has no experts that a gate chooses from",
+        "reconstructions": "method 'deepcluster' of stage 'deepcluster' has no decoder; another stage may",
+        **dict.fromkeys(("failures", "certainty", "confusion", "accuracy"), f"{tmp_path}/run/scores has no epoch1.csv"),
+    }
+    assert report(tmp_path / "run", ",".join(reasons)) == 0
+    said = capsys.readouterr().out
+    assert [name for name, reason in reasons.items() if f"left out: {name}: {reason}" not in said] == []
+
+
 @pytest.mark.parametrize(
     ("names", "arguments", "said"),
     [
-        ("first_layer,tnse", [], "did you mean 'tsne'? There is: activations, filters, first_layer, prototypes, "),
+        ("first_layer,tnse", [], "did you mean 'tsne'? There is: accuracy, activations, certainty, "),
         ("tsne", ["--config.report.stage=self"], "config.report.stage='self' is unknown. There is: deepcluster."),
         ("first_layer,filters", ["--config.report.layers=conv9"], "'conv9' is unknown; did you mean"),
         ("filters", ["--config.report.filters.lr=(1.0,2.0,3.0)"], "has 3 values for 2 layers"),

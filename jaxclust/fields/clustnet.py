@@ -53,7 +53,10 @@ CLUSTNET = {
     "gate": _stack(5, 3, 5, (2, 2)) | _dense(1, 1, 64),
     "experts": _stack(2, 3, 3, (2, 5))
     | _dense(0, 1, 2)
-    | {"sum_pixels": flag(False, "dense_layers 0: whether the sum of maps is summed over pixels too")},
+    | {
+        "sum_pixels": flag(False, "dense_layers 0: whether the sum of maps is summed over pixels too"),
+        "bn_selected": flag(False, "whether batch norm of an expert counts only the images that it is given"),
+    },
     "encoder": _stack(0, 32, 4, (2, 2))
     | {
         "dim": number(100, 1, 65536, "length of the code that gate and experts see"),

@@ -116,9 +116,17 @@ class Method(NamedTuple):
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
+    layers: tuple[str, ...] | None = None
+    """Names of the maps that `embed` knows, beside "feature"; None: those of the network of `config.model`."""
     points: Callable[[TrainState], tuple[int, int]] | None = None
     """(state or its shapes) -> how many clusterings by `config.cluster` a refresh makes, and the length of the points
     that each of them sees; None: it makes none."""
+    experts: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
+    """(params, extra, images) -> of a mixture of K experts "choice" [B, K], of the gate; "input" [B, K, ...], what each
+    expert sees of an image then; and their maps "conv1" [B, K, H, W, C], "conv2", ...; evaluation mode."""
+    reconstruct: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
+    """(params, extra, images) -> the images [B, H, W, C] that a decoder makes of their codes, of 0 to 255 but for
+    errors; evaluation mode."""
 
 
 def contiguous(labels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -100,11 +100,13 @@ def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
     return params, {"batch_stats": stats}
 
 
-def run(network: CNN, params: Any, stats: Any, x: jax.Array, train: bool, rng: jax.Array | None) -> Ran:
-    """A network on x, in training or evaluation mode."""
+def run(
+    network: CNN, params: Any, stats: Any, x: jax.Array, train: bool, rng: jax.Array | None, rows: Any = None
+) -> Ran:
+    """A network on x, in training or evaluation mode; with `rows` [B] batch norm counts each image so much."""
     rngs = {"dropout": rng} if train and rng is not None else {}
     output, found = network.apply(
-        {"params": params, "batch_stats": stats}, x, train, mutable=["batch_stats", "maps"], rngs=rngs
+        {"params": params, "batch_stats": stats}, x, train, rows, mutable=["batch_stats", "maps"], rngs=rngs
     )
     dtype = jnp.promote_types(output.dtype, jnp.float32)
     return Ran(output.astype(dtype), found.get("batch_stats", {}) if train else stats, found.get("maps", {}))
@@ -124,13 +126,17 @@ def encode(net: Net, params: Params, stats: Stats, images: jax.Array, train: boo
     return Ran(output, {"body": code.stats}, code.maps)
 
 
-def run_experts(net: Net, params: Params, stats: Stats, x: jax.Array, train: bool, rng: jax.Array) -> Ran:
-    """Each expert on its own inputs x [K, B, ...]."""
+def run_experts(
+    net: Net, params: Params, stats: Stats, x: jax.Array, train: bool, rng: jax.Array, choice: jax.Array | None = None
+) -> Ran:
+    """Each expert on its own inputs x [K, B, ...]; batch norm is of the images that it is given, if that is asked for
+    and `choice` [B, K] says which these are."""
+    rows = None if choice is None or not net.settings.experts.bn_selected else jax.lax.stop_gradient(choice).T
 
-    def one(params: Any, stats: Any, x: jax.Array, rng: jax.Array) -> Ran:
-        return run(net.expert, params, stats, x, train, rng)
+    def one(params: Any, stats: Any, x: jax.Array, rng: jax.Array, rows: Any) -> Ran:
+        return run(net.expert, params, stats, x, train, rng, rows)
 
-    return jax.vmap(one)(params["experts"], stats["experts"], x, jax.random.split(rng, net.k))
+    return jax.vmap(one)(params["experts"], stats["experts"], x, jax.random.split(rng, net.k), rows)
 
 
 def parts(net: Net, outputs: jax.Array) -> jax.Array:
@@ -157,10 +163,14 @@ def log_probabilities(net: Net, params: Params, total: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(total)
 
 
+def given(choice: jax.Array, x: jax.Array) -> jax.Array:
+    """What each expert sees, c_k x: [K, B, ...] of a choice c [B, K] and codes or images x [B, ...]."""
+    return choice.T.reshape(choice.shape[1], -1, *[1] * (x.ndim - 1)) * x
+
+
 def ask(net: Net, params: Params, stats: Stats, x: jax.Array, choice: jax.Array, train: bool, rng: jax.Array) -> Ran:
     """ln P of N and P [B, 2] by the experts, of codes or images x of which expert k is given c_k x."""
-    given = choice.T.reshape(net.k, -1, *[1] * (x.ndim - 1)) * x
-    experts = run_experts(net, params, stats, given, train, rng)
+    experts = run_experts(net, params, stats, given(choice, x), train, rng, choice)
     total = weighed(net, parts(net, experts.output), choice)
     return experts._replace(output=log_probabilities(net, params, total))
 
@@ -181,6 +191,18 @@ def forward(
     return Said(decided.output, choice, experts.output, experts.maps.get("last", (None,))[0], new)
 
 
+def experts(net: Net, params: Params, extra: Any, images: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
+    """`Method.experts`, with Gumbel noise [B, K] to draw by."""
+    stats = extra["batch_stats"]
+    x = encode(net, params, stats, images, False, None).output
+    logits = run(net.gate, params["gate"], stats["gate"], x, False, None).output
+    choice = net.decision.evaluation(logits, noise.astype(logits.dtype), net.settings.temperature)
+    seen = given(choice, x)
+    maps = run_experts(net, params, stats, seen, False, jax.random.key(0)).maps.get("stack", {})
+    found = {"input": seen} | {name: of_layer[0] for name, of_layer in maps.items()}
+    return {"choice": choice} | {name: jnp.swapaxes(of_layer, 0, 1) for name, of_layer in found.items()}
+
+
 def forced(net: Net, params: Params, stats: Stats, x: jax.Array) -> jax.Array:
     """Log-probabilities [K, B, 2] of codes or images x if each is given to expert k, in evaluation mode.
 
@@ -193,6 +215,13 @@ def forced(net: Net, params: Params, stats: Stats, x: jax.Array) -> jax.Array:
     if net.settings.combine == "sum":
         found = found + (silent.sum(axis=0) - silent)
     return jax.vmap(lambda total: log_probabilities(net, params, total))(found)
+
+
+def layer_names(net: Net) -> tuple[str, ...]:
+    """The maps that `embed` knows of images: "encoder/conv1", "gate/conv1", …, "expert0/conv1", …"""
+    networks = {"encoder": net.encoder, "gate": net.gate} | {f"expert{k}": net.expert for k in range(net.k)}
+    depths = {name: network.sizes.depth for name, network in networks.items() if network}
+    return tuple(f"{name}/conv{number}" for name, depth in depths.items() for number in range(1, depth + 1))
 
 
 def embed(net: Net, params: Params, extra: Any, images: jax.Array, layers: tuple[str, ...] = ()) -> Any:

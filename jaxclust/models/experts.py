@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxclust.models.layers import batch_norm, conv, max_pool, uniform_dense, uniform_init
+from jaxclust.models.layers import RowNorm, batch_norm, conv, max_pool, uniform_dense, uniform_init
 from jaxclust.runtime import AXIS
 
 
@@ -62,7 +62,8 @@ def margin(kernel: int) -> tuple[int, int]:
 class ConvStack(nn.Module):
     """Images [B, H, W, C] to a map: valid convolutions, each with batch norm, ReLU and a border of zeros.
 
-    A convolution adds what it was given where channels agree. Dropout takes whole channels.
+    A convolution adds what it was given where channels agree. Dropout takes whole channels. With `rows` [B] batch norm
+    counts each image so much.
     """
 
     sizes: Stack
@@ -71,7 +72,7 @@ class ConvStack(nn.Module):
     axis: str | None = AXIS  # of batch norm
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         s, border = self.sizes, margin(self.sizes.kernel)
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for number in range(1, s.depth + 1):
@@ -79,7 +80,9 @@ class ConvStack(nn.Module):
             if number > 1:
                 x = nn.Dropout(s.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
             y = conv(s.channels, s.kernel, 1, 0, uniform_init, use_bias=False, name=f"{name}_conv", **kinds)(x)
-            if s.bn:
+            if s.bn and train and rows is not None:
+                y = RowNorm(axis=self.axis, name=f"{name}_norm", **kinds)(y, rows)
+            elif s.bn:
                 y = batch_norm(train, axis=self.axis, name=f"{name}_norm", **kinds)(y)
             y = jnp.pad(nn.relu(y), ((0, 0), border, border, (0, 0)))
             x = x + y if x.shape[-1] == s.channels else y
@@ -103,11 +106,11 @@ class CNN(nn.Module):
     axis: str | None = AXIS
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.astype(self.dtype)
         if self.sizes.depth:
-            x = ConvStack(self.sizes, axis=self.axis, name="stack", **kinds)(x, train)
+            x = ConvStack(self.sizes, axis=self.axis, name="stack", **kinds)(x, train, rows)
             self.sow("maps", "last", x)
         if not self.outputs:
             return x

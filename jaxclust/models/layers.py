@@ -52,6 +52,41 @@ def batch_norm(
     )
 
 
+class RowNorm(nn.Module):
+    """Batch norm of maps [B, H, W, C] in training, whose statistics are of the rows that count, on all devices.
+
+    `rows` [B] are weights; where none counts, the running statistics stay and are used instead. Parameters,
+    constants and evaluation are those of `batch_norm`. (Flax's mask is wrong where devices have unequally many.)
+    """
+
+    param_dtype: Any = jnp.float32
+    dtype: Any = jnp.float32
+    axis: str | None = AXIS
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rows: jax.Array) -> jax.Array:
+        shape, kind = x.shape[-1:], self.param_dtype
+        scale = self.param("scale", nn.initializers.ones, shape, kind)
+        bias = self.param("bias", nn.initializers.zeros, shape, kind)
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, kind),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape, kind),
+        }
+        x, weight = x.astype(kind), rows.astype(kind)[:, None, None, None]
+
+        def total(values: jax.Array) -> jax.Array:
+            of_device = jnp.sum(weight * values, axis=(0, 1, 2))
+            return jax.lax.psum(of_device, self.axis) if self.axis else of_device
+
+        count = total(jnp.ones_like(x))
+        mean = total(x) / jnp.maximum(count, 1e-6)
+        found = {"mean": mean, "var": total(jnp.square(x - mean)) / jnp.maximum(count, 1e-6)}
+        for name, variable in running.items():
+            found[name] = jnp.where(count > 0, found[name], variable.value)
+            variable.value = 0.9 * variable.value + 0.1 * found[name]
+        return ((x - found["mean"]) * jax.lax.rsqrt(found["var"] + 1e-5) * scale + bias).astype(self.dtype)
+
+
 def conv_norm(
     x: jax.Array,
     features: int,

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 
-from jaxclust import models
 from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.pictures import Seen
+from jaxclust.train.stage import layer_names
 
 
 class Layer(NamedTuple):
@@ -38,7 +38,9 @@ def layers(seen: Seen) -> list[Layer]:
     shape = stage.info.image_shape
     if len(shape) != 3:
         raise DataError("the run is on vectors, which pass through no network")
-    known = models.map_names(models.get(stage.config), shape)
+    known = layer_names(stage)
+    if not known:
+        raise DataError("the network has no convolutions")
     asked = tuple(name.strip() for name in settings.layers.split(",") if name.strip()) or known
     for name in asked:
         if name not in known:

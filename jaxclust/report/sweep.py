@@ -1,6 +1,7 @@
 """The runs of a sweep side by side: tables, a plot and a page, read from its workdir.
 
-`sweep.csv` repeats all of each run's results; everything else is made of what needs no labels.
+`sweep.csv` repeats all of each run's results. The summary, its plot and the hint are made of what needs no labels; how
+well groups of classes were told apart stands beside them, in a table and a plot of its own (`JUDGED`).
 """
 
 import csv
@@ -8,18 +9,16 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust import config as settings
 from jaxclust.evaluation.stability import stability
 from jaxclust.files import replacing
-from jaxclust.report import figures, sweep_figure
+from jaxclust.report import figures, gallery, sweep_figure
 
 Value = bool | int | float | str
 Values = dict[str, Value]
@@ -45,11 +44,19 @@ MEASURES = {
 }
 
 
+JUDGED = {
+    "binary": Measure("right groups of classes", ".3f"),
+    "acc_p": Measure("experts that are classes of P", ".3f"),
+    "acc_n": Measure("experts that are classes of N", ".3f"),
+}
+"""What labels say, of the test images or where there are none of the training images: median and range over seeds."""
+
+
 class Plan(NamedTuple):
     """What a sweep consists of, as its `sweep.json` says."""
 
     fields: tuple[str, ...]
-    runs: dict[str, Values]  # by folder
+    runs: dict[str, Values]  # by folder, in the order of their numbers
 
 
 class Row(NamedTuple):
@@ -62,6 +69,20 @@ class Row(NamedTuple):
     results: dict[str, float]
     measures: dict[str, float]
 
+    @property
+    def judged(self) -> dict[str, float]:
+        """The measures of JUDGED, as "<split>/<name>"."""
+        keys = {name: next((k for k in (f"test/{name}", f"train/{name}") if k in self.results), "") for name in JUDGED}
+        return {key: self.results[key] for key in keys.values() if key}
+
+
+class Spread(NamedTuple):
+    """A measure over seeds."""
+
+    median: float
+    low: float
+    high: float
+
 
 class Group(NamedTuple):
     """The finished runs that differ in their seed alone; a measure is absent where there is none."""
@@ -70,10 +91,11 @@ class Group(NamedTuple):
     seeds: int
     mean: dict[str, float]
     std: dict[str, float]  # with n - 1, from two seeds on
+    judged: dict[str, Spread] = {}
 
 
 class Summary(NamedTuple):
-    """What is to be said of a sweep, and where it stands."""
+    """What is to be said of a sweep, and where it stands; of JUDGED there is a second table under the first."""
 
     table: str
     hint: str
@@ -84,7 +106,7 @@ def write(workdir: Path) -> Summary:
     """Writes sweep.csv, summary.csv, and report/index.html with its plot, of as many runs as are finished."""
     plan = read_plan(workdir)
     rows = read_rows(workdir, plan)
-    groups = summarize(workdir, rows)
+    groups = summarize(workdir, by_values(plan, rows))
     fields = [name for name in plan.fields if name != SEED]
     names = list(dict.fromkeys(name for row in rows for name in row.results))
     _write_csv(
@@ -92,24 +114,36 @@ def write(workdir: Path) -> Summary:
         ["run", *plan.fields, "status", "failed", *names],
         ([r.run, *(r.values[f] for f in plan.fields), r.status, r.why, *_cells(r.results, names)] for r in rows),
     )
+    judged = list(dict.fromkeys(name for row in rows for name in row.judged))
     columns = [name for measure in MEASURES for name in (measure, f"{measure}_std") if name != "stability_std"]
-    numbers = [group.mean | {f"{name}_std": value for name, value in group.std.items()} for group in groups]
+    columns += [f"{name}_{part}" for name in judged for part in Spread._fields]
+    numbers = [_numbers(group) for group in groups]
     _write_csv(
         workdir / "summary.csv",
         [*fields, "seeds", *columns],
         ([*g.values.values(), g.seeds, *_cells(n, columns)] for g, n in zip(groups, numbers, strict=True)),
     )
-    cells = [shown(group) for group in groups]
-    header = [*fields, "seeds", *MEASURES]
-    page = _write_page(workdir, plan, rows, groups, [header, *cells])
-    return Summary(aligned([header, *cells]), hint(groups), page)
+    tables = [[[*fields, "seeds", *MEASURES], *(shown(group) for group in groups)]]
+    tables += [[[*fields, "seeds", *judged], *(shown_judged(group, judged) for group in groups)]] if judged else []
+    page = _write_page(workdir, plan, rows, groups, tables)
+    return Summary("\n\n".join(aligned(table) for table in tables), hint(groups), page)
 
 
 def read_plan(workdir: Path) -> Plan:
     """Reads sweep.json."""
     saved = json.loads((workdir / "sweep.json").read_text(encoding="utf-8"))
-    runs = {run: {name: values[name] for name in saved["fields"]} for run, values in saved["runs"].items()}
-    return Plan(tuple(saved["fields"]), runs)
+    nets = ({name: values[name] for name in saved["fields"]} for values in saved["runs"])
+    return Plan(tuple(saved["fields"]), {name_of(number): values for number, values in enumerate(nets, 1)})
+
+
+def name_of(number: int) -> str:
+    """The folder of the net with a number, from 1."""
+    return f"net{number}"
+
+
+def named(values: Values) -> str:
+    """Values in words."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
@@ -123,8 +157,12 @@ def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
 
 
 def read_rows(workdir: Path, plan: Plan) -> list[Row]:
-    """Every run of the plan by its values, numbers in rising order and words as they were given, seeds last."""
-    rows = [_row(workdir, run, values) for run, values in plan.runs.items()]
+    """Every run of the plan, by number."""
+    return [_row(workdir, run, values) for run, values in plan.runs.items()]
+
+
+def by_values(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """The rows by their values, numbers in rising order and words as they were given, seeds last."""
     order = sorted(plan.fields, key=lambda name: name == SEED)
     given = {name: list(dict.fromkeys(row.values[name] for row in rows)) for name in order}
 
@@ -158,6 +196,13 @@ def summarize(workdir: Path, rows: Sequence[Row]) -> list[Group]:
     return [_group(workdir, dict(key), of_seeds) for key, of_seeds in members.items()]
 
 
+def _numbers(group: Group) -> dict[str, float]:
+    """The numbers of a line of summary.csv by column."""
+    numbers = group.mean | {f"{name}_std": value for name, value in group.std.items()}
+    spreads = group.judged.items()
+    return numbers | {f"{name}_{part}": v for name, spread in spreads for part, v in spread._asdict().items()}
+
+
 def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
     numbers = {name: [row.measures[name] for row in rows if name in row.measures] for name in MEASURES}
     mean = {name: statistics.fmean(found) for name, found in numbers.items() if found}
@@ -166,7 +211,12 @@ def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
         assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows]
         if len({len(assignment) for assignment in assignments}) == 1:  # else they are not of the same images
             mean["stability"] = stability(assignments) or 0.0
-    return Group(values, len(rows), mean, std)
+    judged: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.judged.items():
+            judged.setdefault(name, []).append(value)
+    spreads = {name: Spread(statistics.median(found), min(found), max(found)) for name, found in judged.items()}
+    return Group(values, len(rows), mean, std, spreads)
 
 
 def _assignment(path: Path) -> NDArray[np.int64]:
@@ -184,6 +234,19 @@ def shown(group: Group) -> list[str]:
     return cells
 
 
+def shown_judged(group: Group, names: Sequence[str]) -> list[str]:
+    """A row of the second table: medians, and from two seeds on the range."""
+    cells = [str(value) for value in group.values.values()] + [str(group.seeds)]
+    for name in names:
+        kind, spread = JUDGED[name.partition("/")[2]].shown, group.judged.get(name)
+        if spread is None:
+            cells.append("–")
+            continue
+        median, low, high = (format(value, kind) for value in spread)
+        cells.append(f"{median} ({low} to {high})" if group.seeds > 1 else median)
+    return cells
+
+
 def aligned(table: Sequence[Sequence[str]]) -> str:
     """Plain text in columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -198,14 +261,10 @@ def hint(groups: Sequence[Group]) -> str:
         measured = [group for group in groups if name in group.mean]
         if len(measured) > 1:
             best = max(measured, key=lambda group: group.mean[name])
-            words.append(f"best {name}: {_named(best.values)} ({best.mean[name]:.3f})")
+            words.append(f"best {name}: {named(best.values)} ({best.mean[name]:.3f})")
     if not words:
         return "There is nothing to compare yet: a hint needs two finished values, stability two seeds of each."
     return f"{'; '.join(words)}. These are hints, not answers: look at the clusters."
-
-
-def _named(values: Values) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _cells(numbers: dict[str, float], names: Iterable[str]) -> list[str]:
@@ -218,24 +277,23 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _write_page(
-    workdir: Path, plan: Plan, rows: Sequence[Row], groups: Sequence[Group], table: Sequence[Sequence[str]]
+    workdir: Path, plan: Plan, rows: Sequence[Row], groups: Sequence[Group], tables: Sequence[Sequence[Sequence[str]]]
 ) -> Path:
-    """The plot for light and for dark pages, and the page; the page comes last."""
+    """The plots for light and for dark pages, and the page; the page comes last."""
     folder = workdir / "report"
-    panels = _panels(plan, groups)
-    for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)) if panels else ():
-        with replacing(folder / f"sweep{suffix}.png") as temporary:
-            figures.save(sweep_figure.draw(panels, _first(plan), theme), temporary)
-    source = resources.files("jaxclust.report").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(source).render(
+    plots = {"sweep": _panels(plan, groups), "judged": _judged_panels(plan, groups)}
+    for name, panels in plots.items():
+        for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)) if panels else ():
+            with replacing(folder / f"{name}{suffix}.png") as temporary:
+                figures.save(sweep_figure.draw(panels, _first(plan), theme), temporary)
+    page = gallery.template("sweep.html.jinja").render(
         fields=plan.fields,
-        table=table,
+        tables=tables,
         rows=rows,
-        plot=bool(panels),
+        judged={name: JUDGED[name.partition("/")[2]] for name in (tables[1][0] if tables[1:] else ()) if "/" in name},
+        plots=[name for name, panels in plots.items() if panels],
         hint=hint(groups),
+        galleries=gallery.read(workdir),
         light=figures.LIGHT,
         dark=figures.DARK,
     )
@@ -250,21 +308,45 @@ def _first(plan: Plan) -> str:
     return next((name for name in plan.fields if name != SEED), SEED)
 
 
-def _panels(plan: Plan, groups: Sequence[Group]) -> list[sweep_figure.Panel]:
-    """A plot for each measure that there is, with a line for all runs that differ in the first field alone."""
+def _lines(plan: Plan, groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """All that differ in the first field alone, by the values of the others."""
     lines: dict[str, list[Group]] = {}
     for group in groups:
         others = {name: value for name, value in group.values.items() if name != _first(plan)}
-        lines.setdefault(_named(others), []).append(group)
+        lines.setdefault(named(others), []).append(group)
+    return lines
+
+
+def _panels(plan: Plan, groups: Sequence[Group]) -> list[sweep_figure.Panel]:
+    """A plot for each measure that there is, of means and deviations."""
     panels = []
     for name, measure in MEASURES.items():
-        series = [sweep_figure.Series(label, *_points(plan, name, found)) for label, found in lines.items()]
+        series = []
+        for label, found in _lines(plan, groups).items():
+            measured = [group for group in found if name in group.mean]
+            mean, std = ([getattr(g, of).get(name, math.nan) for g in measured] for of in ("mean", "std"))
+            series.append(sweep_figure.Series(label, _places(plan, measured), mean, std, std))
         if any(line.x for line in series):
             panels.append(sweep_figure.Panel(measure.title, series, measure.shown.endswith("%")))
     return panels
 
 
-def _points(plan: Plan, name: str, groups: Sequence[Group]) -> tuple[list[Value], list[float], list[float]]:
-    measured = [group for group in groups if name in group.mean]
-    x = [group.values.get(_first(plan), "all seeds") for group in measured]
-    return x, [group.mean[name] for group in measured], [group.std.get(name, math.nan) for group in measured]
+def _judged_panels(plan: Plan, groups: Sequence[Group]) -> list[sweep_figure.Panel]:
+    """A plot for each of JUDGED that there is, of medians and ranges."""
+    panels = []
+    for name in dict.fromkeys(name for group in groups for name in group.judged):
+        series = []
+        for label, found in _lines(plan, groups).items():
+            measured = [group for group in found if name in group.judged]
+            spreads = [group.judged[name] for group in measured]
+            below, above = [s.median - s.low for s in spreads], [s.high - s.median for s in spreads]
+            places = _places(plan, measured)
+            series.append(sweep_figure.Series(label, places, [s.median for s in spreads], below, above))
+        split, _, short = name.partition("/")
+        panels.append(sweep_figure.Panel(f"{JUDGED[short].title}, {split}", series))
+    return panels
+
+
+def _places(plan: Plan, groups: Sequence[Group]) -> list[Value]:
+    """Where groups lie along the horizontal axis."""
+    return [group.values.get(_first(plan), "all seeds") for group in groups]

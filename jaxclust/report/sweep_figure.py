@@ -18,12 +18,13 @@ WIDE = 20.0  # a setting whose largest value is this many times its smallest is 
 
 
 class Series(NamedTuple):
-    """One line: values of the setting, what was measured, and its deviation between seeds (NaN: one seed)."""
+    """One line: values of the setting, what was measured, and how far bars reach below and above it (NaN: no bar)."""
 
     label: str
     x: Sequence[bool | int | float | str]
-    mean: Sequence[float]
-    std: Sequence[float]
+    y: Sequence[float]
+    below: Sequence[float]
+    above: Sequence[float]
 
 
 class Panel(NamedTuple):
@@ -74,7 +75,7 @@ def _panel(axes: Axes, panel: Panel, field: str, values: Sequence[Any], theme: T
         aside = 0.0 if numeric else 0.12 * (number - (len(panel.series) - 1) / 2)  # words are far enough apart
         places = [x if numeric else values.index(x) + aside for x in line.x]
         axes.errorbar(
-            places, line.mean, np.nan_to_num(line.std), label=printable(line.label, LABEL), color=colour,
+            places, line.y, np.nan_to_num([line.below, line.above]), label=printable(line.label, LABEL), color=colour,
             linestyle="-" if numeric else "", linewidth=1.8, marker="o", markersize=4.5, elinewidth=1.2, capsize=2.5,
         )  # fmt: skip
     (_number_axis if numeric else _word_axis)(axes, values)

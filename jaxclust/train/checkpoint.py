@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -52,13 +53,17 @@ class Checkpoints:
         agreed = hosts.agreed(-1 if step is None else step)
         return agreed if agreed >= 0 else None
 
-    def restore(self, like: Snapshot, fresh: tuple[str, ...] = ()) -> Snapshot:
-        """The newest snapshot, in the structure and on the devices of `like`.
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, like: Snapshot, fresh: tuple[str, ...] = (), step: int | None = None) -> Snapshot:
+        """The newest snapshot, or that of `step`, in the structure and on the devices of `like`.
 
         Arrays under a name in `fresh` and the targets take their saved shape, since a head and a list of ids may
         have changed their length. ConfigError names the first array that differs otherwise.
         """
-        step = self.latest()
+        step = self.latest() if step is None else step
         saved = self._manager.item_metadata(step).tree
         wanted = {}
         for name, leaf in _arrays(like).items():
@@ -90,26 +95,39 @@ class Checkpoints:
                     "it was made by another model"
                 )
 
-    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
+    def restore_body(self, like: Snapshot, fresh: tuple[str, ...], noise: float, key: jax.Array) -> Snapshot:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `fresh`.
+        agree, but for those under a name in `fresh`; of one expert to each of several. To a parameter w of length |w|
+        is added `noise` |w| / 2 times N(0, 1).
         """
         self.check_body(like, fresh)
         step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
         for name, leaf in _arrays(like).items():
-            fits = name in saved and tuple(saved[name].shape) == leaf.shape
+            shape = tuple(saved[name].shape) if name in saved else ()
+            fits = name in saved and (
+                shape == leaf.shape or ("experts" in name.split(".") and shape == (1, *leaf.shape[1:]))
+            )
             if fits and not _under(name, fresh) and name.startswith(("state.params.", "state.extra.")):
-                wanted[name] = _target(leaf, leaf.shape)
+                wanted[name] = _target(leaf, shape)
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         taken = {name for name, target in wanted.items() if isinstance(target, jax.ShapeDtypeStruct)}
-        restored: Snapshot = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: arrays[_name(path)] if _name(path) in taken else leaf, like
-        )
-        return restored
+
+        def begun(number: int, path: tuple[Any, ...], leaf: Any) -> Any:
+            name = _name(path)
+            if name not in taken:
+                return leaf
+            made = arrays[name]
+            if noise and name.startswith("state.params."):
+                drawn = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
+                made = made + 0.5 * noise * jnp.linalg.norm(made.ravel()) * drawn
+            return jax.device_put(jnp.broadcast_to(made, leaf.shape), leaf.sharding)
+
+        leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+        return jax.tree.unflatten(tree, [begun(number, *leaf) for number, leaf in enumerate(leaves)])
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors import safe_open
 
-from jaxclust import hosts, models
+from jaxclust import hosts
 from jaxclust.data.split import Split
 from jaxclust.data.subset import hold_out, subset, with_border
 from jaxclust.errors import ConfigError, DataError, NonFiniteError
@@ -35,7 +35,7 @@ from jaxclust.methods.probe import Probe
 from jaxclust.runtime import stop_signal
 from jaxclust.train import loop
 from jaxclust.train.frozen import with_features
-from jaxclust.train.stage import Stage, prepare
+from jaxclust.train.stage import Stage, layer_names, prepare
 
 NAME = "probe"
 SCORES = ("top1", "top5", "loss")
@@ -59,7 +59,7 @@ def widths(stage: Stage) -> dict[str, int]:
     """The layers of `config.evaluate.linear.layers`, by default all, and how many numbers each has when pooled."""
     shape = stage.split.image_shape
     asked = tuple(name.strip() for name in stage.config.evaluate.linear.layers.split(",") if name.strip())
-    maps = models.map_names(models.get(stage.config), shape) if len(shape) == 3 else ()
+    maps = layer_names(stage) if len(shape) == 3 else ()
     names = asked or (*maps, "feature")
     images = jax.ShapeDtypeStruct((1, *shape), artefacts.input_dtype(shape))
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxclust import methods, runtime
+from jaxclust import methods, models, runtime
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
@@ -48,7 +48,8 @@ class Stage(NamedTuple):
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
     shapes: TrainState  # its shapes and dtypes
-    measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces the suite during training
+    others: Mapping[str, Split] = {}  # further splits that it is judged on during training
+    measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces that judgement
 
 
 def prepare(
@@ -59,8 +60,9 @@ def prepare(
     workdir: Path,
     devices: Sequence[jax.Device] | None = None,
     make: Callable[[ConfigDict, DataInfo], Method] | None = None,
+    others: Mapping[str, Split] = {},
 ) -> Stage:
-    """Stage `name` of `config` on `split`; errors of settings and data show here.
+    """Stage `name` of `config` on `split`, judged on `others` too; errors of settings and data show here.
 
     `info` describes the data that the stage is trained on, which for new images is not `split`. `devices` are those
     that its programs are compiled for, by default this job's. `make` makes the method, by default `config.method`.
@@ -88,6 +90,7 @@ def prepare(
     metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
+    _check_scores(config, name, rows)
     if donor and Checkpoints.exist(donor):
         Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
@@ -95,15 +98,34 @@ def prepare(
 
     def first() -> Snapshot:
         snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
-        return Checkpoints(donor).restore_body(snapshot, method.fresh) if donor else snapshot
+        if donor is None:
+            return snapshot
+        noise_key = runtime.key(config.seed, name, "init_noise")
+        return Checkpoints(donor).restore_body(snapshot, method.fresh, config.init_noise, noise_key)
 
     embed = compile_for(method.embed, mesh)
     return Stage(
         name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
         embed, compile_for(method.look, mesh) if method.look else embed,
         compile_for(method.predict, mesh) if method.predict else None,
-        metrics, first, shapes,
+        metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def _check_scores(config: ConfigDict, name: str, rows: Mapping[str, Any]) -> None:
+    """ConfigError if files of scores are asked for and the steps of stage `name` say nothing that stands in them."""
+    if config.scores.every != "never" and not {"gate", "groups"} <= rows.keys():
+        raise ConfigError(
+            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
+            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
+        )
+
+
+def layer_names(stage: Stage) -> tuple[str, ...]:
+    """The maps of images that `stage.method.embed` knows, beside "feature"."""
+    if stage.method.layers is not None:
+        return stage.method.layers
+    return models.map_names(models.get(stage.config), stage.info.image_shape)
 
 
 def _state(method: Method, optimizer: Optimizer, key: jax.Array, batch: Batch, metrics: tuple[str, ...]) -> TrainState:
