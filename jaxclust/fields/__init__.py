@@ -96,7 +96,11 @@ FIELDS: dict[str, Any] = {
     "eval_every": duration("never", "how often the evaluation runs during training"),
     "save_every": duration("1 round", "how often a checkpoint is saved"),
     "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
-    "init_from": text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
+    "init_from": text(
+        "",
+        "workdir of a run whose body the first stage takes, or torch:FILE with weights of torchvision or timm; of a "
+        "stage also @NAME, an earlier one",
+    ),
     "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
@@ -124,7 +128,7 @@ FIELDS: dict[str, Any] = {
         "max_pixels": number(100_000_000, 1, math.inf, "larger images are refused before they are decoded"),
         "max_skipped": number(100, 0, math.inf, "unreadable images that are skipped before the run is refused"),
         "mean": numbers((0.5,), 0.0, 1.0, "subtracted from pixels on the scale 0 to 1"),
-        "std": numbers((0.5,), 1e-3, 1.0, "pixels are then divided by this"),
+        "std": numbers((0.5,), 1e-3, 10.0, "pixels are then divided by this"),
     },
     "views": Each(_VIEW, ("train",)),
     "model": {

@@ -67,7 +67,7 @@ def prepare(
     """
     number = stage_names(config).index(name)
     begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then no body is needed
-    donor = None if begun else donors.body(config, name, workdir)
+    donor = None if begun else donors.find(config, name, workdir)
     info = info._replace(
         files=donors.files(config, name, workdir), begun=begun, fingerprint=partial(fingerprint, split)
     )
@@ -88,14 +88,14 @@ def prepare(
     metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
-    if donor and Checkpoints.exist(donor):
-        Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
+    if donor:
+        donor.check(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
     begin = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))
 
     def first() -> Snapshot:
         snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
-        return Checkpoints(donor).restore_body(snapshot, method.fresh) if donor else snapshot
+        return donor.give(snapshot, method.fresh) if donor else snapshot
 
     embed = compile_for(method.embed, mesh)
     return Stage(
