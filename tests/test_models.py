@@ -62,7 +62,7 @@ def images(height, width=None, channels=3, batch=2, dtype=np.float32):
 def born(net, x):
     """Shapes of the variables of a new network."""
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
-    return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def drawn(net, x, dtype=np.float32):
