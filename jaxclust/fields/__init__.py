@@ -117,6 +117,11 @@ FIELDS: dict[str, Any] = {
             "names of splits such as 'train+test+unlabelled'",
             "splits of the source that are trained on, one after the other; of a stage also the first of these",
         ),
+        "train_classes": text(
+            "",
+            "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
+            "'first:98', or a share such as '0.5'; empty: splits as they are",
+        ),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),

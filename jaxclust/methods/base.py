@@ -25,7 +25,7 @@ class DataInfo(NamedTuple):
 
     size: int
     image_shape: tuple[int, ...]  # [H, W, C], or [D] for vectors
-    num_classes: int | None = None  # for methods with labels="class" or "group"
+    num_classes: int | None = None  # in training, with labels 0 to one less; for methods with labels="class" or "group"
     files: Mapping[str, Path] = {}  # folders that earlier stages left, such as "checkpoints/moco"
     parts: tuple[int, ...] = ()  # sizes of the splits that make it up, in their order, if it is known
     fingerprint: Callable[[int], str] | None = None  # of the names of the first so many images
