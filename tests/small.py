@@ -80,7 +80,7 @@ def prepared(config: ConfigDict, workdir: Path, source: Source | None = None) ->
     name = config_lib.stage_names(config)[0]
     source = source or open_source(config)
     split = source.splits["train"]
-    return stage.prepare(config, name, split, DataInfo(split.size, split.image_shape, source.num_classes), workdir)
+    return stage.prepare(config, name, split, DataInfo(split.size, split.image_shape, source.train_classes), workdir)
 
 
 def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> Snapshot:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import plugins
 from jaxclust.config import did_you_mean, for_stage, stage_names
+from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
 from jaxclust.data.subset import first, joined
 from jaxclust.errors import ConfigError
@@ -26,7 +27,9 @@ def open_source(config: ConfigDict) -> Source:
 
 
 def read(data: ConfigDict) -> Source:
-    """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are; `data.train` says which are "train".
+    """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are.
+
+    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them.
 
     ConfigError on an unknown kind or split; DataError if the data are missing, malformed or worse than
     `data.max_skipped` allows.
@@ -41,6 +44,8 @@ def read(data: ConfigDict) -> Source:
                 f"config.data.train={data.train!r}: {source.name} has no split {name!r}"
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
+    if data.train_classes:
+        return disjoint(source, data.train_classes, names)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from jaxclust.fields.clustnet import CLUSTNET
+from jaxclust.fields.dscl import DSCL
 from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
 _VIEW = {
@@ -105,12 +106,14 @@ FIELDS: dict[str, Any] = {
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
         "uniform_cluster",
-        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first"),
+        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first", "pk"),
         "how a round draws its images; of resample, partition and fixed no batch holds an image twice: each is drawn "
         "anew, is a chunk of one permutation, or is always the same chunk, and an epoch has only whole batches; "
-        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn",
+        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn; pk: in each batch "
+        "equally many of each class, of all classes or of as many as have `images_per_class`",
     ),
     "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
+    "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
         "source": name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
         "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
@@ -120,6 +123,11 @@ FIELDS: dict[str, Any] = {
             lambda v: all(part.isidentifier() for part in v.split("+")) and len({*v.split("+")}) == v.count("+") + 1,
             "names of splits such as 'train+test+unlabelled'",
             "splits of the source that are trained on, one after the other; of a stage also the first of these",
+        ),
+        "train_classes": text(
+            "",
+            "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
+            "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
@@ -249,6 +257,7 @@ FIELDS: dict[str, Any] = {
         "ema": number(0.999, 0.0, 1.0, "share of itself that the average of the parameters keeps in a step"),
     },
     "clustnet": CLUSTNET,
+    "dscl": DSCL,
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": name("clustering", "names of the evaluations, separated by commas"),

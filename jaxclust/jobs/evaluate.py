@@ -70,7 +70,7 @@ def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainStat
     workdir_lib.check(config, workdir, source)
     check_suite(config, source)
     split = source.splits["train"]
-    info = DataInfo(split.size, split.image_shape, source.num_classes)
+    info = DataInfo(split.size, split.image_shape, source.train_classes)
     stage = prepare(config, config.stages, split, info, workdir)
     check_probes(stage)
     workdir_lib.write(config, workdir, source, stage.mesh.size)
