@@ -266,7 +266,16 @@ FIELDS: dict[str, Any] = {
         "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),
         "knn_k": number(20, 1, 10_000, "knn: neighbours that vote"),
         "knn_temperature": positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
-        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
+        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval, readouts: each K of R@K"),
+        "readouts": name("l2,spectral", "readouts: some of raw, l2, spectral and njw, separated by commas"),
+        "spectral_center": flag(False, "spectral: whether the mean of the features is taken off first"),
+        "njw_neighbours": number(20, 1, 10_000, "njw: edges from each image in the graph of nearest neighbours"),
+        "njw_scale": choice(
+            "local", ("median", "cosine"), "njw: width of the graph's kernel, or cosines as its weights"
+        ),
+        "nmi_runs": number(10, 0, 1000, "readouts: restarts of the k-means whose NMI is told; 0: none is"),
+        "save_retrieval": flag(False, "whether features, labels and nearest neighbours are kept in retrieval.npz"),
+        "untrained": flag(False, "whether the network is also judged before it is trained"),
         "lowlabel_percent": some((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
         "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,
