@@ -22,6 +22,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.cluster.k = 5
     config.sampler = "uniform_image"
     config.evaluate.suite = "clustering,groups"
+    config.eval_every = config.scores.every = "1 round"
+    config.report.pictures = "accuracy,confusion,certainty,failures,sparsity,map_variance,weights,tsne"
     digits(config)
     variants = {
         "recommended": recommended, "linear_gate": linear_gate, "digits": digits, "separate": separate,
@@ -102,7 +104,7 @@ def cae(config: ConfigDict) -> None:
     with config.unlocked():
         config.stage = ConfigDict(
             {
-                "cae": {"method": "cae", "rounds": 10, "optimizer": {"body": sgd}},
+                "cae": {"method": "cae", "rounds": 10, "scores": {"every": "never"}, "optimizer": {"body": sgd}},
                 "clustnet": {"init_from": "@cae"},
             }
         )

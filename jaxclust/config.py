@@ -113,12 +113,14 @@ def validate(config: ConfigDict) -> ConfigDict:
         if field is None:
             raise unknown(name, known)
         _check_leaf(name, value, field)
+    if config.sweep:
+        raise ConfigError(f"config.sweep={config.sweep!r} is for --job=sweep, which makes a run of each combination")
     for name in stage_names(config):
         stage = for_stage(config, name)
         if stage.cluster.method != "pic" and stage.cluster.k == 0:
             raise ConfigError(
                 "config.cluster.k=0: say into how many clusters, such as --config.cluster.k=20; compare several with "
-                "--job=sweep --over=cluster.k=5,10,20, or let --config.cluster.method=pic find their number"
+                "--job=sweep --config.sweep=cluster.k=5,10,20, or let --config.cluster.method=pic find their number"
             )
         if stage.rounds and stage.steps:
             raise ConfigError(
@@ -183,7 +185,17 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
 
 def _may_change(name: str) -> bool:
     last = name.rpartition(".")[2]
-    free = ("rounds", "steps", "stages", "init_from", "keep_checkpoints", "data_dir", "cache_bytes", "num_images")
+    free = (
+        "rounds",
+        "steps",
+        "stages",
+        "init_from",
+        "keep_checkpoints",
+        "data_dir",
+        "cache_bytes",
+        "num_images",
+        "sweep",
+    )
     return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features.", "report."))
 
 

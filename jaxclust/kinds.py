@@ -114,3 +114,28 @@ def numbers(default: tuple[float, ...], low: float, high: float, doc: str) -> Fi
         )
 
     return Field(default, check, f"one number or three, each from {low:g} to {high:g}", doc)
+
+
+def spans(text: str) -> tuple[range, ...]:
+    """Reads whole numbers and spans of them such as "1-4,7"; ConfigError on anything else."""
+    found = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise ConfigError(f"{part!r} is no whole number or span of them; write '1-4,7', say")
+        found.append(range(int(first), int(last) + 1))
+    return tuple(found)
+
+
+def _are_spans(text: str) -> bool:
+    try:
+        spans(text)
+    except ConfigError:
+        return False
+    return True
+
+
+def whole_numbers(default: str, doc: str) -> Field:
+    """Whole numbers and spans of them, or none."""
+    return Field(default, _are_spans, "whole numbers and spans of them such as '1-4,7'", doc)

@@ -98,7 +98,6 @@ def parse(argv: Sequence[str]) -> Command:
     }
     for name, words in texts.items():
         flags.DEFINE_string(name, "train" if name == "job" else "", words, flag_values=known)
-    flags.DEFINE_multi_string("over", [], "sweep: NAME=VALUE,VALUE,…, such as cluster.k=5,10,20", flag_values=known)
     flags.DEFINE_bool("overwrite", False, "export: replace what an earlier export wrote", flag_values=known)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=known)
     try:
@@ -114,13 +113,13 @@ def parse(argv: Sequence[str]) -> Command:
     config = _base_config(known.config, known.workdir, known.job, overrides)
     try:
         config = _override(config, overrides)
-        if known.job != "sweep":  # which fills in what it sweeps over, and checks each of its runs
+        if known.job != "sweep" and not _is_sweep(known.job, known.workdir):  # which fill in what is swept over
             config_lib.validate(config)
     except ConfigError as error:
         raise SaidByFirst(str(error)) from None
     workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
     by_cluster = known["by-cluster"].value or ""
-    options = Options(known.images, known.out, by_cluster, tuple(known.over), known.overwrite, known.topology)
+    options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology)
     return Command(config, workdir, known.job, options, place)
 
 
@@ -188,7 +187,7 @@ def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> Con
     if flag:
         path, _, variant = flag.partition(":")
         return config_lib.from_file(Path(path), variant)
-    saved = Path(workdir or ".") / ("base.json" if job == "sweep" else "config.json")
+    saved = Path(workdir or ".") / ("base.json" if job == "sweep" or _is_sweep(job, workdir) else "config.json")
     features = any(re.match(r"--?config\.data\.source[= ]features:", text) for text in overrides)
     if job == "evaluate" and features and not saved.exists():
         return config_lib.base()
@@ -197,6 +196,11 @@ def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> Con
     if not saved.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (there is no {saved}); train one first, or give --config")
     return config_lib.load(saved)
+
+
+def _is_sweep(job: str, workdir: str) -> bool:
+    """Whether a report is to be of a sweep, each of whose runs is checked."""
+    return job == "report" and bool(workdir) and (Path(workdir) / "base.json").exists()
 
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:

@@ -80,7 +80,9 @@ def prepared(config: ConfigDict, workdir: Path, source: Source | None = None) ->
     name = config_lib.stage_names(config)[0]
     source = source or open_source(config)
     split = source.splits["train"]
-    return stage.prepare(config, name, split, DataInfo(split.size, split.image_shape, source.train_classes), workdir)
+    others = {name: other for name, other in source.splits.items() if name != "train"}
+    info = DataInfo(split.size, split.image_shape, source.train_classes)
+    return stage.prepare(config, name, split, info, workdir, others=others)
 
 
 def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> Snapshot:

@@ -246,7 +246,12 @@ def test_a_tpu_pod_says_where_a_worker_stands(monkeypatch, launcher):
 
 def test_jobs_for_one_process_refuse_to_be_several(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hosts, "place", lambda given: Place("a:1", 2, 0))
-    arguments = ["--config=configs/deepcluster.py:smoke", f"--workdir={tmp_path}", "--job=sweep", "--over=seed=1,2"]
+    arguments = [
+        "--config=configs/deepcluster.py:smoke",
+        f"--workdir={tmp_path}",
+        "--job=sweep",
+        "--config.sweep=seed=1,2",
+    ]
     assert main.main(["jaxclust", *arguments]) == 2
     assert "--job=sweep is for one process, and this is one of 2" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from jaxclust.evaluation import heads as oracle
 from jaxclust.methods import heads, reliable, spice
 from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import StopSignal
-from jaxclust.train import loop
+from jaxclust.train import loop, validation
 from jaxclust.train.refresh import refresh
 from jaxclust.train.refresh import run as over_all
 
@@ -254,7 +254,7 @@ def test_s8_the_heads_alone_learn_and_nothing_changes_in_an_evaluation(tmp_path,
     first, targets = stage.first()
     before = jax.device_get(first)
     begun, targets, _ = refresh(stage, first, targets, 0, last=False)
-    loop.evaluate(stage, begun)
+    validation.judge(stage, begun, "train", validation.predict(stage, begun, "train"))
     begun = jax.device_get(begun)
     assert {name for name in changed(before, begun) if "selected" not in name} == set()
     batch = next(loop._batches(stage, targets, 0))

@@ -8,13 +8,15 @@ import json
 import os
 import re
 import signal
+import time
 import warnings
 from html.parser import HTMLParser
-from urllib.parse import unquote, unquote_plus
+from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from host_runs import all_well, jaxclust
+from host_runs import Process, all_well, jaxclust
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 from small import few_digits, run, small_config
@@ -31,7 +33,7 @@ SHORT = [
     "--config=configs/deepcluster.py:smoke", "--config.refresh_every=3 steps", "--config.batch_size=64",
     "--config.model.blocks=1",
 ]  # fmt: skip
-GRID = ["--over=cluster.k=3,4", "--over=seed=0,1"]
+GRID = "--config.sweep=cluster.k=3,4;seed=0..1"
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,13 @@ def digits(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "digits.npz"
     np.savez(path, images=split.images, labels=split.labels)
     return f"--config.data.source=npz:{path}"
+
+
+def asked(text, **overrides):
+    """A config that asks for a sweep."""
+    config = small_config(**overrides)
+    config.sweep = text
+    return config
 
 
 def swept(workdir, digits, *arguments):
@@ -53,24 +62,51 @@ def table(path):
 
 
 def folders(workdir):
-    return {path.name for path in workdir.iterdir() if "=" in path.name}
+    return {path.name for path in workdir.glob("net*")}
 
 
 # What is asked for.
 
 
 def test_values_take_the_type_of_their_setting():
-    over = ["cluster.k=5,10", "optimizer.body.lr=1,1e-3", "cluster.whiten=False,true", "eval_every=1 epoch,never"]
-    fields = sweep.parse(config_lib.base(), over)
+    over = (
+        "cluster.k = 5,10 ; optimizer.body.lr=1,1e-3;cluster.whiten=False,true;eval_every=1 epoch,never;seed=8..10,3;"
+        "data.source=folder:../photos"
+    )
+    fields = sweep.parse(asked(over))
     assert fields == {
         "cluster.k": [5, 10], "optimizer.body.lr": [1.0, 0.001], "cluster.whiten": [False, True],
-        "eval_every": ["1 epoch", "never"],
+        "eval_every": ["1 epoch", "never"], "seed": [8, 9, 10, 3], "data.source": ["folder:../photos"],
     }  # fmt: skip
-    assert [type(values[0]) for values in fields.values()] == [int, float, bool, str]
+    assert [type(values[0]) for values in fields.values()] == [int, float, bool, str, int, str]
+
+
+def test_settings_of_the_method_may_be_called_by_the_end_of_their_name():
+    config = config_lib.from_file(Path("configs/clustnet.py"), "cae")  # whose first stage has another method
+    config.sweep = "lr=0.01,0.05,0.001;gate.layers=0;batch_size=4;cluster.k=5"
+    fields = sweep.parse(config)
+    assert list(fields) == ["clustnet.lr", "clustnet.gate.layers", "batch_size", "cluster.k"]
+    assert fields["clustnet.lr"] == [0.01, 0.05, 0.001]
+    wrong = {
+        "layers=1": "'layers' may be clustnet.encoder.layers or clustnet.experts.layers or clustnet.gate.layers",
+        "diversty=1": r"config.diversty is unknown; did you mean 'diversity'\?",
+        "k=5": r"config.k is unknown; did you mean 'cluster.k'\?",
+        "lr=0.1;clustnet.lr=0.2": "config.clustnet.lr is swept twice",
+    }
+    for text, words in wrong.items():
+        config.sweep = text
+        with pytest.raises(ConfigError, match=words):
+            sweep.parse(config)
 
 
 BAD = {
-    "nothing": ([], "needs --over=NAME=VALUE"),
+    "nothing": ([], "needs config.sweep, NAME=VALUE,VALUE;NAME=FIRST..LAST, such as"),
+    "unknown end": (["lr=0.1"], r"config.lr is unknown; did you mean 'evaluate.linear.lr'\?"),
+    "itself": (["sweep=a"], "config.sweep is the same for all runs"),
+    "a span that falls": (["seed=5..1"], "seed=5..1 must rise"),
+    "a span without end": (["seed=5.."], "has an empty value"),
+    "a span of all numbers": (["seed=0..100000000"], "to 10,000 values at most"),
+    "a span of no whole numbers": (["optimizer.body.lr=0.1..0.5"], "'0.1..0.5' must be of type float"),
     "unknown": (["cluster.kk=3"], r"config.cluster.kk is unknown; did you mean 'cluster.k'\?"),
     "section": (["cluster=3"], "config.cluster is unknown"),
     "wrong type": (["cluster.k=5,ten"], r"cluster.k: 'ten' must be of type int \(at least 2\)"),
@@ -88,7 +124,10 @@ BAD = {
     "at odds": (["steps=0,10"], "config.rounds=2 and config.steps=10: only one"),
     "unknown model": (["model.name=convnet,convnets"], "model.name=convnets: .*did you mean 'convnet'"),
     "more clusters than images": (["cluster.k=10,1798"], "cluster.k=1798: .* there are 1797"),
-    "folder that is not there": (["data.source=digits,folder:nowhere"], "data.source=folder%3Anowhere: .*nowhere"),
+    "folder that is not there": (
+        ["data.source=digits,folder:nowhere"],
+        "data.source=folder:nowhere: 'nowhere': no",
+    ),
     "body that is not there": (["init_from=nowhere"], "init_from=nowhere: .* holds no run"),
 }
 
@@ -96,7 +135,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_is_refused_before_anything_is_written(name, tmp_path, capsys):
     over, words = BAD[name]
-    arguments = [f"--over={text}" for text in over]
+    arguments = [f"--config.sweep={';'.join(over)}"]
     code = run("--config=configs/deepcluster.py:smoke", "--job=sweep", f"--workdir={tmp_path / 'sweep'}", *arguments)
     error = capsys.readouterr().err
     assert code in (2, 3) and re.search(words, error), error
@@ -108,7 +147,8 @@ def test_every_combination_is_a_run_of_its_own_and_measures_the_silhouette():
     config = small_config()
     config.cluster.k = 0  # still to be said
     runs = sweep.plan(config, {"cluster.k": [5, 10], "seed": [0, 1]})
-    assert [run.name for run in runs] == [f"cluster.k={k},seed={seed}" for k in (5, 10) for seed in (0, 1)]
+    assert [run.values for run in runs] == [{"cluster.k": k, "seed": seed} for k in (5, 10) for seed in (0, 1)]
+    assert {run.config.sweep for run in runs} == {""}
     assert [(run.config.cluster.k, run.config.seed) for run in runs] == [(5, 0), (5, 1), (10, 0), (10, 1)]
     assert {run.config.evaluate.suite for run in runs} == {"clustering,silhouette"}
     assert config.cluster.k == 0 and config.evaluate.suite == "clustering"
@@ -116,15 +156,10 @@ def test_every_combination_is_a_run_of_its_own_and_measures_the_silhouette():
     assert sweep.plan(config, {"cluster.k": [5]})[0].config.evaluate.suite == "silhouette, clustering"
 
 
-def test_names_of_folders_are_safe_readable_and_never_the_same():
-    value = "folder:../my photos/%41?*\\é"
-    name = sweep.folder_name({"seed": 0, "data.source": value})
-    assert re.fullmatch(r"[A-Za-z0-9_.,=+%~-]+", name)
-    assert unquote_plus(name) == f"data.source={value},seed=0"
-    assert name == sweep.folder_name({"data.source": value, "seed": 0})
-    assert sweep.folder_name({"a": "x y"}) != sweep.folder_name({"a": "x+y"}) != sweep.folder_name({"a": "x_y"})
-    long = {sweep.folder_name({"init_from": f"{'é' * 300}/{i}"}) for i in range(9)}
-    assert len(long) == 9 and max(map(len, long)) < 240
+def test_a_sweep_is_for_its_job_alone(tmp_path, capsys):
+    code = run("--config=configs/deepcluster.py:smoke", f"--workdir={tmp_path / 'run'}", "--config.sweep=seed=0,1")
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert "config.sweep='seed=0,1' is for --job=sweep" in capsys.readouterr().err
 
 
 # What is trained. A training is replaced by one that writes its results at once.
@@ -175,19 +210,22 @@ def trainings(monkeypatch):
 
 
 def start(workdir, *over, **overrides):
-    sweep.run(small_config(**overrides), workdir, Options(over=over))
+    sweep.run(asked(";".join(over), **overrides), workdir, Options())
 
 
 def test_a_second_start_trains_nothing_again_and_more_values_are_added(trainings, tmp_path):
     start(tmp_path, "cluster.k=3,5", "seed=0,1")
-    first = [f"cluster.k={k},seed={seed}" for k in (3, 5) for seed in (0, 1)]
+    first = ["net1", "net2", "net3", "net4"]
     assert trainings.done == first
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
     start(tmp_path, "seed=0,1", "cluster.k=5,3")
     assert trainings.done == first
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
     start(tmp_path, "seed=1", "cluster.k=10,3")
-    assert trainings.done == [*first, "cluster.k=10,seed=1"]
+    assert trainings.done == [*first, "net5"]
+    assert list(report.read_plan(tmp_path).runs.items())[3:] == [
+        ("net4", {"cluster.k": 5, "seed": 1}), ("net5", {"cluster.k": 10, "seed": 1}),
+    ]  # fmt: skip
     assert [(row["cluster.k"], row["seed"]) for row in table(tmp_path / "sweep.csv")] == [
         ("3", "0"), ("3", "1"), ("5", "0"), ("5", "1"), ("10", "1"),
     ]  # fmt: skip
@@ -218,14 +256,14 @@ def test_a_longer_training_or_another_evaluation_goes_on_and_other_settings_are_
     start(
         tmp_path, "seed=0,1", seed=7, rounds=3, evaluate__silhouette_sample=50
     )  # is swept, so the config's does not count
-    assert trainings.done[3:] == ["seed=1"]
+    assert trainings.done[3:] == ["net2"]
 
 
 def test_results_that_were_removed_are_made_again(trainings, tmp_path):
     start(tmp_path, "seed=0,1")
-    (tmp_path / "seed=1" / "results.json").unlink()
+    (tmp_path / "net2" / "results.json").unlink()
     start(tmp_path, "seed=0,1")
-    assert trainings.done == ["seed=0", "seed=1", "seed=1"]
+    assert trainings.done == ["net1", "net2", "net2"]
 
 
 def test_a_longer_training_that_died_does_not_pass_for_finished(trainings, tmp_path):
@@ -253,9 +291,9 @@ def test_a_folder_of_something_else_is_left_alone(file, words, trainings, tmp_pa
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(trainings, tmp_path, capsys):
-    trainings.failing["cluster.k=5,seed=0"] = CollapseError("all images, <every> one")
+    trainings.failing["net3"] = CollapseError("all images, <every> one")
     with pytest.raises(
-        JaxclustError, match=r"1 of 4 runs failed.*\n  cluster.k=5,seed=0: all images, <every> one"
+        JaxclustError, match=r"1 of 4 runs failed.*\n  net3 \(cluster.k=5, seed=0\): all images, <every> one"
     ) as error:
         start(tmp_path, "cluster.k=3,5", "seed=0,1")
     assert error.value.exit_code == 1 and len(trainings.done) == 4
@@ -267,12 +305,12 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(trainings, tmp_path, 
     assert "all images, &lt;every&gt; one" in (tmp_path / "report" / "index.html").read_text()
     trainings.failing.clear()  # a new start tries again what failed, and that alone
     start(tmp_path, "cluster.k=3,5", "seed=0,1")
-    assert trainings.done[4:] == ["cluster.k=5,seed=0"]
+    assert trainings.done[4:] == ["net3"]
     assert [row["seeds"] for row in table(tmp_path / "summary.csv")] == ["2", "2"]
 
 
 def test_all_runs_may_fail(trainings, tmp_path, capsys):
-    trainings.failing = {f"seed={seed}": CollapseError("no") for seed in (0, 1)}
+    trainings.failing = {f"net{number}": CollapseError("no") for number in (1, 2)}
     with pytest.raises(JaxclustError, match="2 of 2 runs failed"):
         start(tmp_path, "seed=0,1")
     assert "nothing to compare" in capsys.readouterr().out
@@ -283,7 +321,7 @@ def test_a_run_that_another_process_has_is_passed_over_and_taken_when_it_is_left
     trainings, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "locks").mkdir()
-    other = (tmp_path / "locks" / "seed=0.lock").open("w")
+    other = (tmp_path / "locks" / "net1.lock").open("w")
     fcntl.flock(other, fcntl.LOCK_EX)
     naps = []
 
@@ -294,7 +332,7 @@ def test_a_run_that_another_process_has_is_passed_over_and_taken_when_it_is_left
 
     monkeypatch.setattr(sweep.time, "sleep", sleep)
     start(tmp_path, "seed=0,1,2")
-    assert trainings.done == ["seed=1", "seed=2", "seed=0"] and len(naps) == 3
+    assert trainings.done == ["net2", "net3", "net1"] and len(naps) == 3
     assert capsys.readouterr().out.count("waiting for another process, which has 1 of the 3 runs") == 1
 
 
@@ -302,18 +340,18 @@ def test_what_another_process_does_or_fails_at_meanwhile_is_not_done_again(train
     config = small_config()
 
     def meanwhile(name):
-        if name == "seed=0":
+        if name == "net1":
             trainings.during = lambda name: None
-            for run in sweep.plan(config, {"seed": [1, 2]}):
+            for run in sweep.numbered(sweep.plan(config, {"seed": [1, 2]}), sweep.registered(tmp_path)):
                 with sweep.locked(tmp_path / "locks" / f"{run.name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
                     assert mine
-                trainings.failing = {"seed=2": CollapseError("no")}
+                trainings.failing = {"net3": CollapseError("no")}
                 sweep.train_one(run, tmp_path)
 
     trainings.during = meanwhile
-    with pytest.raises(JaxclustError, match="1 of 3 runs failed.*\n  seed=2: no"):
+    with pytest.raises(JaxclustError, match=r"1 of 3 runs failed.*\n  net3 \(seed=2\): no"):
         start(tmp_path, "seed=0,1,2")
-    assert trainings.done == ["seed=0", "seed=1", "seed=2"]
+    assert trainings.done == ["net1", "net2", "net3"]
 
 
 def test_a_lock_is_held_by_one_and_freed_by_an_error(tmp_path):
@@ -333,17 +371,17 @@ def test_a_signal_ends_the_sweep_between_two_runs(trainings, tmp_path):
     trainings.during = lambda name: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match="the same command goes on"):
         start(tmp_path, "seed=0,1")
-    assert trainings.done == ["seed=0"] and not (tmp_path / "sweep.csv").exists()
+    assert trainings.done == ["net1"] and not (tmp_path / "sweep.csv").exists()
     trainings.during = lambda name: None
     start(tmp_path, "seed=0,1")
-    assert trainings.done == ["seed=0", "seed=1"]
+    assert trainings.done == ["net1", "net2"]
 
 
 def test_who_waits_for_another_process_obeys_a_signal(trainings, tmp_path, monkeypatch):
     naps = []
     monkeypatch.setattr(sweep.time, "sleep", lambda seconds: naps.append(os.kill(os.getpid(), signal.SIGTERM)))
     with (
-        sweep.locked(tmp_path / "locks" / "seed=0.lock", fcntl.LOCK_EX) as mine,
+        sweep.locked(tmp_path / "locks" / "net1.lock", fcntl.LOCK_EX) as mine,
         pytest.raises(Stopped, match="the same command goes on"),
     ):
         assert mine
@@ -356,11 +394,57 @@ def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_pat
     (tmp_path / "locks").mkdir()
     (tmp_path / ".123.sweep.json").write_text("")  # which the other is writing
     sweep.check_workdir(config, tmp_path, {"seed": [0]})
-    sweep.register(config, tmp_path, {"seed": [0]}, sweep.plan(config, {"seed": [0]}))
-    sweep.register(config, tmp_path, {"seed": [5]}, sweep.plan(config, {"seed": [5]}))
-    assert set(report.read_plan(tmp_path).runs) == {"seed=0", "seed=5"}
+    first = sweep.register(config, tmp_path, {"seed": [0]}, sweep.plan(config, {"seed": [0]}))
+    second = sweep.register(config, tmp_path, {"seed": [5, 0]}, sweep.plan(config, {"seed": [5, 0]}))
+    assert [[run.name for run in runs] for runs in (first, second)] == [["net1"], ["net2", "net1"]]
+    assert report.read_plan(tmp_path).runs == {"net1": {"seed": 0}, "net2": {"seed": 5}}
     with pytest.raises(ConfigError, match="other settings"):
         sweep.register(small_config(model__width=4), tmp_path, {"seed": [0]}, [])
+
+
+START_ONE = """
+import sys
+from pathlib import Path
+from small import small_config
+from jaxclust.jobs import sweep, train
+from jaxclust.jobs.options import Options
+from test_sweep import write_run
+seed, workdir = sys.argv[1], Path(sys.argv[2])
+train.run = lambda config, folder, options: write_run(folder, config)
+sweep.check_runs = lambda *_: None
+config = small_config()
+config.sweep = f"seed={seed}"
+Path(f"{workdir}-{seed}").touch()
+sweep.run(config, workdir, Options())
+"""
+
+
+@pytest.mark.medium
+def test_sweeps_started_at_once_number_their_nets_without_gaps_and_later_ones_go_on(trainings, tmp_path):
+    workdir = tmp_path / "sweep"
+    with sweep.locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):  # so that all four ask for a number at once
+        started = [
+            Process(START_ONE, (str(seed), str(workdir)), tmp_path / f"out{seed}", tmp_path / f"err{seed}")
+            for seed in range(4)
+        ]
+        until(lambda: len([*tmp_path.glob("sweep-*")]) == 4)
+    assert [process.wait(120) for process in started] == [0] * 4, [path.read_text() for path in tmp_path.glob("err*")]
+    start(workdir, "seed=4..11")
+    names = [f"net{number}" for number in range(1, 13)]
+    assert trainings.done == names[4:] and folders(workdir) == set(names)
+    plan = report.read_plan(workdir)
+    assert list(plan.runs) == names and [values["seed"] for values in plan.runs.values()][4:] == [*range(4, 12)]
+    assert sorted(values["seed"] for values in plan.runs.values()) == [*range(12)]
+    for name, values in plan.runs.items():
+        assert config_lib.load(workdir / name / "config.json").seed == values["seed"]
+    assert [row["run"] for row in table(workdir / "sweep.csv")] == names
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # What is said of it.
@@ -368,14 +452,12 @@ def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_pat
 
 def summarized(workdir, fields, runs):
     """The summary of made-up runs [(values, clusters, results)]."""
-    planned = {}
-    for values, clusters, results in runs:
-        name = sweep.folder_name(values)
-        planned[name] = values
+    for number, (values, clusters, results) in enumerate(runs, 1):
+        name = report.name_of(number)
         overrides = {key.replace(".", "__"): value for key, value in values.items()}
         write_run(workdir / name, small_config(**overrides), clusters, **results)
         write_json(workdir / "outcomes" / f"{name}.json", {"status": "done", "why": ""})
-    write_json(workdir / "sweep.json", {"fields": fields, "runs": planned})
+    write_json(workdir / "sweep.json", {"fields": fields, "runs": [values for values, *_ in runs]})
     return report.write(workdir)
 
 
@@ -425,14 +507,14 @@ def test_what_is_missing_is_left_open(tmp_path):
         for s in (0, 1)
     ]
     summary = summarized(tmp_path, ["seed", "sampler"], runs)
-    (tmp_path / "outcomes" / "sampler=upstream,seed=1.json").unlink()
+    (tmp_path / "outcomes" / "net2.json").unlink()
     summary = report.write(tmp_path)
     first, second = table(tmp_path / "summary.csv")
     assert [first["sampler"], second["sampler"]] == ["upstream", "uniform_image"]  # words as they were given
     assert (first["seeds"], first["silhouette"], first["stability"], second["stability"]) == ("1", "", "", "1")
     assert table(tmp_path / "sweep.csv")[1]["status"] == "not finished"
     assert " – " in summary.table and "nothing to compare" in summary.hint
-    write_run(tmp_path / "sampler=uniform_image,seed=1", small_config(seed=1), np.arange(30) % 3)
+    write_run(tmp_path / "net4", small_config(seed=1), np.arange(30) % 3)
     report.write(tmp_path)
     assert table(tmp_path / "summary.csv")[1]["stability"] == ""  # not of the same images
 
@@ -502,13 +584,13 @@ def test_numbers_lie_on_an_axis_that_is_logarithmic_when_they_are_wide():
 def done(digits, tmp_path_factory):
     """A sweep that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("sweeps") / "whole"
-    assert swept(workdir, digits, *GRID) == 0
+    assert swept(workdir, digits, GRID) == 0
     return workdir
 
 
 @pytest.mark.medium
 def test_a_sweep_leaves_runs_tables_and_a_plot(done, digits, capsys):
-    assert folders(done) == {f"cluster.k={k},seed={seed}" for k in (3, 4) for seed in (0, 1)}
+    assert folders(done) == {"net1", "net2", "net3", "net4"}
     rows = table(done / "sweep.csv")
     for row in rows:
         results = json.loads((done / row["run"] / "results.json").read_text())
@@ -519,26 +601,24 @@ def test_a_sweep_leaves_runs_tables_and_a_plot(done, digits, capsys):
         assert all("train/silhouette" in record for record in metrics)
     summary = table(done / "summary.csv")
     assert [row["cluster.k"] for row in summary] == ["3", "4"] and not any("acc" in name for name in summary[0])
-    of_three = [
-        [int(row["cluster"]) for row in table(done / f"cluster.k=3,seed={s}" / "assignments.csv")] for s in (0, 1)
-    ]
+    of_three = [[int(row["cluster"]) for row in table(done / name / "assignments.csv")] for name in ("net1", "net2")]
     assert float(summary[0]["stability"]) == pytest.approx(adjusted_rand_score(*of_three))
     with Image.open(done / "report" / "sweep.png") as image:
         assert min(image.size) > 150 and np.asarray(image.convert("L")).std() > 10
     links = Page((done / "report" / "index.html").read_text()).links
     assert len(links) == 8 and all((done / "report" / unquote(link)).exists() for link in links)
     capsys.readouterr()
-    before = {path: path.stat().st_mtime_ns for path in done.rglob("*=*/*")}
-    assert swept(done, digits, *GRID) == 0
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("net*/*")}
+    assert swept(done, digits, GRID) == 0
     printed = capsys.readouterr().out.strip().splitlines()
-    assert {path: path.stat().st_mtime_ns for path in done.rglob("*=*/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("net*/*")} == before
     assert len(printed) == 5 and printed[0].split()[:3] == ["cluster.k", "seeds", "silhouette"]
     assert "best silhouette" in printed[3] and printed[4] == f"results: {done / 'report' / 'index.html'}"
 
 
 @pytest.mark.medium
 def test_a_run_of_a_sweep_can_be_looked_at_alone(done, tmp_path):
-    single = done / "cluster.k=3,seed=0"
+    single = done / "net1"
     before = (single / "results.json").read_bytes()
     assert run("--job=evaluate", f"--workdir={single}") == 0
     assert (single / "results.json").read_bytes() == before
@@ -546,15 +626,17 @@ def test_a_run_of_a_sweep_can_be_looked_at_alone(done, tmp_path):
 
 @pytest.mark.medium
 def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
-    arguments = ["--over=optimizer.body.lr=1e30,1e-3", "--config.optimizer.body.name=sgd"]
+    arguments = ["--config.sweep=optimizer.body.lr=1e30,1e-3", "--config.optimizer.body.name=sgd"]
     assert swept(tmp_path / "sweep", digits, *arguments) == 1
-    assert re.search(r"1 of 2 runs failed.*\n  optimizer.body.lr=1e%2B30: .*not finite", capsys.readouterr().err)
+    assert re.search(
+        r"1 of 2 runs failed.*\n  net1 \(optimizer.body.lr=1e\+30\): .*not finite", capsys.readouterr().err
+    )
     assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done", "failed"]
 
 
 @pytest.mark.medium
 def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(digits, tmp_path, monkeypatch):
-    arguments = ["--over=cluster.k=3", "--over=seed=0,1"]
+    arguments = ["--config.sweep=cluster.k=3;seed=0,1"]
     for module, moment in ((train, "open_source"), (train.evaluate, "write_results")):
         function, calls = getattr(module, moment), []
 
@@ -566,7 +648,7 @@ def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(digits, 
         with monkeypatch.context() as patched:
             patched.setattr(module, moment, signalled)
             assert swept(tmp_path / "sweep", digits, *arguments) == 75 and len(calls) == 1
-        trained = tmp_path / "sweep" / "outcomes" / "cluster.k=3,seed=0.json"
+        trained = tmp_path / "sweep" / "outcomes" / "net1.json"
         assert trained.exists() == (moment == "write_results")
     assert swept(tmp_path / "sweep", digits, *arguments) == 0
 
@@ -578,9 +660,10 @@ def process(workdir, digits, *over):
 
 
 def assert_same_runs(names, whole, workdir):
+    """`names`: of each net the one in `whole` with the same values."""
     assert folders(workdir) == set(names)
-    for name in names:
-        assert (workdir / name / "assignments.csv").read_bytes() == (whole / name / "assignments.csv").read_bytes()
+    for name, same in names.items():
+        assert (workdir / name / "assignments.csv").read_bytes() == (whole / same / "assignments.csv").read_bytes()
 
 
 @pytest.fixture(
@@ -596,21 +679,21 @@ def stopped(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     split = few_digits(200).splits["train"]
     np.savez(folder / "digits.npz", images=split.images, labels=np.random.default_rng(0).permutation(split.labels))
-    source, over = f"--config.data.source=npz:{folder / 'digits.npz'}", ["--over=cluster.k=3", "--over=seed=0,1"]
-    with process(folder / "sweep", source, *over) as first:
-        first.wait_for(0, r"\[2/2\] cluster.k=3,seed=1.*deepcluster 1/2")
+    source, over = f"--config.data.source=npz:{folder / 'digits.npz'}", "--config.sweep=cluster.k=3;seed=0,1"
+    with process(folder / "sweep", source, over) as first:
+        first.wait_for(0, r"\[2/2\] net2 .*deepcluster 1/2")
         first.processes[0].send_signal(number)
         (ended,) = first.finish()
     assert ended.code == code, ended
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert swept(folder / "sweep", source, *over) == 0
+        assert swept(folder / "sweep", source, over) == 0
     return folder / "sweep", output.getvalue()
 
 
 def test_a_sweep_that_was_stopped_goes_on(stopped, done):
     workdir, output = stopped
     assert "[1/2]" not in output and "deepcluster: going on from step" in output
-    assert_same_runs(["cluster.k=3,seed=0", "cluster.k=3,seed=1"], done, workdir)
+    assert_same_runs({"net1": "net1", "net2": "net2"}, done, workdir)
 
 
 def test_the_summary_of_permuted_labels_is_the_same(stopped, done):
@@ -629,8 +712,8 @@ def test_the_summary_of_permuted_labels_is_the_same(stopped, done):
 
 @pytest.mark.slow
 def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_path):
-    names, over = ["cluster.k=3,seed=0", "cluster.k=4,seed=0"], ["--over=cluster.k=3,4", "--over=seed=0"]
-    with process(tmp_path / "sweep", digits, *over) as one, process(tmp_path / "sweep", digits, *over) as two:
+    names, over = ["net1", "net2"], "--config.sweep=cluster.k=3,4;seed=0"
+    with process(tmp_path / "sweep", digits, over) as one, process(tmp_path / "sweep", digits, over) as two:
         with contextlib.ExitStack() as locks:  # so that both begin at the same moment
             for name in names:
                 locks.enter_context(sweep.locked(tmp_path / "sweep" / "locks" / f"{name}.lock", fcntl.LOCK_EX))
@@ -640,5 +723,5 @@ def test_two_processes_share_a_sweep_and_train_each_run_once(done, digits, tmp_p
     trained = [re.findall(r"\[\d/2\] (\S+)", output) for output in outputs]
     assert sorted(trained[0] + trained[1]) == names and all(trained)
     assert all(line.startswith("results: ") for line in (output.splitlines()[-1] for output in outputs))
-    assert_same_runs(names, done, tmp_path / "sweep")
+    assert_same_runs({"net1": "net1", "net2": "net3"}, done, tmp_path / "sweep")
     assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done"] * 2

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxclust.fields.clustnet import CLUSTNET
 from jaxclust.fields.dscl import DSCL
+from jaxclust.fields.report import REPORT
 from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
 _VIEW = {
@@ -103,6 +104,7 @@ FIELDS: dict[str, Any] = {
         "stage also @NAME, an earlier one",
     ),
     "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
+    "sweep": text("", "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5'; all combinations are trained"),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
         "uniform_cluster",
@@ -280,22 +282,10 @@ FIELDS: dict[str, Any] = {
         "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,
     },
-    "report": {
-        "pictures": text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
-        "stage": text("", "the stage whose network and views are pictured; empty: the last one"),
-        "layers": text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
-        "channels": number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
-        "sample": number(1000, 10, 100_000, "tsne, umap: training images that are shown"),
-        "filters": {
-            "steps": some((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
-            "lr": some((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),
-            "weight_decay": number(1e-5, 0.0, math.inf, "factor of the squared image in what is climbed"),
-            "every": number(5, 1, math.inf, "the image is blurred in the first of so many steps"),
-            "sigma": number(0.3, 0.0, 10.0, "width of this blur in pixels"),
-        },
-        "activations": {
-            "count": number(9, -1, math.inf, "images of each channel; 0 or less: all"),
-        },
+    "report": REPORT,
+    "scores": {
+        "every": duration("never", "clustnet: how often scores of all images are written to files, in whole rounds"),
+        "index": flag(False, "whether a line also has the number of its image"),
     },
     "features": {
         "memory_bytes": number(8 * 2**30, 0, math.inf, "features beyond this size are kept on disk"),

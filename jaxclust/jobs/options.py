@@ -9,6 +9,5 @@ class Options(NamedTuple):
     images: str = ""  # predict: folder of images
     out: str = ""  # predict: .csv or .parquet file
     by_cluster: str = ""  # export: "link" or "copy"
-    over: tuple[str, ...] = ()  # sweep: "NAME=VALUE,VALUE,…" for each field
     overwrite: bool = False  # export: replace what is there
     topology: str = ""  # plan: devices to compile for

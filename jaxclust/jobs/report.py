@@ -1,6 +1,10 @@
-"""--job=report: pictures from a run's network and images, then one page from the files of its workdir."""
+"""--job=report: pictures from a run's network, images and files, then one page from the files of its workdir.
+
+Of a sweep those of each of its runs, then those of all side by side, and its own page.
+"""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,15 +12,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclust import pictures
-from jaxclust.config import did_you_mean, stage_names
+from jaxclust.config import did_you_mean, stage_names, validate
 from jaxclust.data.source import Source, Split, of_last_stage, open_source
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.jobs import evaluate, export
 from jaxclust.jobs.options import Options
-from jaxclust.pictures import Seen
-from jaxclust.report import gallery, html
+from jaxclust.pictures import Draw, Seen
+from jaxclust.report import experiment, gallery, html, sweep
+from jaxclust.report.experiment import Net
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
+
+Asked = Mapping[str, ModuleType]
+Prepare = Callable[[], Draw]
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -25,9 +33,41 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     ConfigError, before anything is drawn, if one of their settings is wrong.
     """
     asked = pictures.load(config)
+    if experiment.is_sweep(workdir):
+        of_sweep(asked, config, workdir)
+        return
     if asked:
-        draw(asked, config, workdir)
+        (net,) = experiment.chosen(experiment.read(workdir, config), config)
+        draw(of_network(asked, config, workdir) | of_files(asked, net) | alone(asked, net), workdir)
     page(workdir)
+
+
+def of_sweep(asked: Asked, config: ConfigDict, workdir: Path) -> None:
+    """The pictures and the page of each run of a sweep that `config.report` asks for, and what compares these runs."""
+    nets = experiment.chosen(experiment.read(workdir, config), config)
+    for net in nets if asked else ():
+        print(f"\n{net.name}: {net.legend}", flush=True)
+        own = validate(experiment.config_of(net.workdir, config))
+        draw(of_network(asked, own, net.workdir) | of_files(asked, net), net.workdir)
+        page(net.workdir)
+    draw(compared(asked, nets), workdir)
+    print(f"\nreport: {sweep.write(workdir).page}", flush=True)
+
+
+def at_the_end(config: ConfigDict, workdir: Path) -> None:
+    """What a training draws when it is over: the pictures that need its files alone, and the page."""
+    asked, net = _without_network(pictures.load(config)), experiment.alone(workdir, config)
+    draw(of_files(asked, net) | alone(asked, net), workdir)
+    page(workdir)
+
+
+def side_by_side(asked: Asked, config: ConfigDict, workdir: Path) -> None:
+    """What a sweep draws when it is over, or as far as it is: the pictures that compare its runs by their files."""
+    draw(compared(_without_network(asked), experiment.read(workdir, config)), workdir)
+
+
+def _without_network(asked: Asked) -> Asked:
+    return {name: module for name, module in asked.items() if not hasattr(module, "prepare")}
 
 
 def page(workdir: Path) -> None:
@@ -35,29 +75,63 @@ def page(workdir: Path) -> None:
     print(f"report: {html.write(workdir)}", flush=True)
 
 
-def draw(asked: dict[str, ModuleType], config: ConfigDict, workdir: Path) -> None:
-    """Each picture in pictures/<name>/, which takes the place of an earlier one when it is complete."""
+def of_files(asked: Asked, net: Net) -> dict[str, Prepare]:
+    """The pictures that are made from files of a run."""
+    return {name: functools.partial(module.read, net) for name, module in asked.items() if hasattr(module, "read")}
+
+
+def alone(asked: Asked, net: Net) -> dict[str, Prepare]:
+    """The pictures of a single run that else compare several, where it has no other of that name."""
+    only = {name: module for name, module in asked.items() if not {"prepare", "read"} & {*dir(module)}}
+    return {name: functools.partial(module.compare, [net]) for name, module in only.items()}
+
+
+def compared(asked: Asked, nets: Sequence[Net]) -> dict[str, Prepare]:
+    """The pictures that show the runs of a sweep side by side."""
+    able = {name: module for name, module in asked.items() if hasattr(module, "compare") and nets}
+    return {name: functools.partial(module.compare, nets) for name, module in able.items()}
+
+
+def of_network(asked: Asked, config: ConfigDict, workdir: Path) -> dict[str, Prepare]:
+    """The pictures that are made from the network or the images of a run; none if it has no checkpoint yet."""
+    modules = {name: module for name, module in asked.items() if hasattr(module, "prepare")}
+    if not modules:
+        return {}
     try:
         seen = look(config, workdir)
     except DataError as error:
-        print(f"left out: {', '.join(asked)}: {error}", flush=True)
-        return
+        print(f"left out: {', '.join(modules)}: {error}", flush=True)
+        return {}
+    return {name: functools.partial(_with_origin, module, seen) for name, module in modules.items()}
+
+
+def _with_origin(module: ModuleType, seen: Seen) -> Draw:
+    drawing = module.prepare(seen)
+    return lambda folder: drawing(folder)._replace(**origin(seen))
+
+
+def draw(asked: Mapping[str, Prepare], workdir: Path) -> None:
+    """Each picture in pictures/<name>/, which takes the place of an earlier one when it is complete."""
     drawings = {}
-    for name, module in asked.items():
+    for name, prepare in asked.items():
         try:
-            drawings[name] = module.prepare(seen)
+            drawings[name] = prepare()
         except DataError as error:
             print(f"left out: {name}: {error}", flush=True)
-    (workdir / "pictures").mkdir(exist_ok=True)
+    if drawings:
+        (workdir / "pictures").mkdir(exist_ok=True)
     for name, drawing in drawings.items():
         target = workdir / "pictures" / name
         try:
             with export.replacing_folder(target, overwrite=True) as folder, export.stopping_cleanly():
-                gallery.save(drawing(folder)._replace(**origin(seen)), folder)
+                found = drawing(folder)
+                gallery.save(found, folder)
         except DataError as error:
             print(f"left out: {name}: {error}", flush=True)
             continue
         print(f"{name}: {target}", flush=True)
+        for words in found.skipped:
+            print(f"skipped: {words}", flush=True)
 
 
 def origin(seen: Seen) -> dict[str, Any]:

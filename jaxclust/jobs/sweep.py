@@ -1,7 +1,8 @@
-"""--job=sweep: a training for every combination of values, each in a folder of its own.
+"""--job=sweep: a training for every combination of values, each in a numbered folder of its own, net1, net2, ….
 
 Every process that is started on the same folder takes the runs that no other one has; a lock of the operating system
-guards each, so that a process that dies leaves its run to the others. What is finished is not done again.
+guards each, so that a process that dies leaves its run to the others. What is finished is not done again, and further
+values get the next numbers.
 """
 
 import fcntl
@@ -10,40 +11,50 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote_plus
 
 import jax
 from ml_collections import ConfigDict
 
 from jaxclust import config as config_lib
+from jaxclust import pictures, plugins
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
 from jaxclust.files import write_json
+from jaxclust.jobs import report as report_job
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
 from jaxclust.kinds import Field
 from jaxclust.progress import progress
 from jaxclust.report import sweep as report
-from jaxclust.report.sweep import DONE, FAILED, SEED, Value, Values, read_outcome
+from jaxclust.report.sweep import DONE, FAILED, SEED, Value, Values, named, read_outcome
 from jaxclust.runtime import StopSignal, stop_signal
 from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
 
-EXAMPLE = "--over=cluster.k=5,10,20"
+EXAMPLE = "--config.sweep='cluster.k=5,10,20;seed=1..3'"
 SILHOUETTE = "silhouette"
 SECONDS_BETWEEN_LOOKS = 1.0  # at runs that another process has
-LONGEST_NAME = 200  # of a folder; most file systems end at 255
+MOST = 10_000  # values of a span such as 1..5
 
 
 class Run(NamedTuple):
-    """One training of a sweep."""
+    """One training of a sweep: a net, whose number never changes."""
 
-    name: str  # of its folder
     values: Values
     config: ConfigDict
+    number: int = 0  # from 1; 0: it has none yet
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return report.name_of(self.number)
+
+    @property
+    def title(self) -> str:
+        """What a person sees of it."""
+        return f"{self.name} ({named(self.values)})"
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -52,48 +63,87 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     Everything a user can have got wrong is found before the workdir is touched. A run that fails is recorded and the
     others go on; JaxclustError at the end names all that failed.
     """
-    fields = parse(config, options.over)
+    fields, asked = parse(config), pictures.load(config)
     runs = plan(config, fields)
     check_workdir(config, workdir, fields)
     with stop_signal() as stop:
-        check_runs([run for run in runs if not is_finished(run, workdir)], workdir, stop)
-        register(config, workdir, fields, runs)
+        begun = numbered(runs, registered(workdir))
+        check_runs([run for run in begun if not is_finished(run, workdir)], workdir, stop)
+        runs = register(config, workdir, fields, runs)
         work(runs, workdir, stop)
         with locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):
+            report_job.side_by_side(asked, config, workdir)
             summary = report.write(workdir)
     print(f"\n{summary.table}\n{summary.hint}\nresults: {summary.page}", flush=True)
-    failed = [(run.name, why) for run in runs for status, why in [read_outcome(workdir, run.name)] if status == FAILED]
+    failed = [(run.title, why) for run in runs for status, why in [read_outcome(workdir, run.name)] if status == FAILED]
     if failed:
-        shown = "\n".join(f"  {name}: {why}" for name, why in failed)
+        shown = "\n".join(f"  {title}: {why}" for title, why in failed)
         raise JaxclustError(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again:\n{shown}")
 
 
-def parse(config: ConfigDict, over: Sequence[str]) -> dict[str, list[Value]]:
-    """The values of each setting to sweep over, from NAME=VALUE,VALUE texts; ConfigError on whatever is wrong."""
-    if not over:
-        raise ConfigError(f"--job=sweep needs --over=NAME=VALUE,VALUE, such as {EXAMPLE} --over=seed=0,1,2")
-    known = [name for name, _ in config_lib.flatten(config)]
+def parse(config: ConfigDict) -> dict[str, list[Value]]:
+    """The values of each setting to sweep over, as `config.sweep` says: "NAME=VALUE,VALUE;NAME=FIRST..LAST".
+
+    ConfigError on whatever is wrong.
+    """
+    parts = [part.strip() for part in config.sweep.split(";") if part.strip()]
+    if not parts:
+        raise ConfigError(f"--job=sweep needs config.sweep, NAME=VALUE,VALUE;NAME=FIRST..LAST, such as {EXAMPLE}")
     fields: dict[str, list[Value]] = {}
-    for text in over:
-        name, _, values = text.partition("=")
-        field = config_lib.field_of(name) if name in known else None
-        if field is None:
-            raise config_lib.unknown(name, known)
-        if name.startswith("runtime."):
-            raise ConfigError(f"--over={text}: config.{name} is the same for all runs of a process and cannot be swept")
+    for text in parts:
+        short, _, values = text.partition("=")
+        name, field = setting(config, short.strip())
+        said = f"config.sweep: {text!r}"
+        if name.startswith("runtime.") or name == "sweep":
+            raise ConfigError(f"{said}: config.{name} is the same for all runs of a process and cannot be swept")
         if name in fields:
-            raise ConfigError(f"--over={text}: config.{name} is swept twice; give all its values at once")
-        fields[name] = [parse_value(name, field, value.strip()) for value in values.split(",")]
+            raise ConfigError(f"{said}: config.{name} is swept twice; give all its values at once")
+        fields[name] = [value for one in values.split(",") for value in parse_values(name, field, one.strip())]
         twice = [value for i, value in enumerate(fields[name]) if value in fields[name][:i]]
         if twice:
-            raise ConfigError(f"--over={text}: {twice[0]!r} is there twice")
+            raise ConfigError(f"{said}: {twice[0]!r} is there twice")
     return fields
+
+
+def setting(config: ConfigDict, short: str) -> tuple[str, Field]:
+    """The full name of a setting and its field.
+
+    Settings of the method's own section (`config.clustnet` for clustnet) may be called by the end of their name, where
+    only one ends so. ConfigError if there is no such setting, or more than one.
+    """
+    known = [name for name, _ in config_lib.flatten(config)]
+    method = config_lib.for_stage(config, config_lib.stage_names(config)[-1]).method
+    own = [name for name in known if name.startswith(f"{method}.")]
+    ends = [name for name in own if name.endswith(f".{short}")]
+    found = [short] if short in known else ends
+    if len(found) > 1:
+        raise ConfigError(f"config.sweep: {short!r} may be {' or '.join(found)}; say which")
+    field = config_lib.field_of(found[0]) if found else None
+    if field is None:
+        foreign = {*plugins.names("jaxclust.methods")} - {method}
+        hints = [name for name in known if name.partition(".")[0] not in foreign]
+        raise config_lib.unknown(short, [*hints, *(name.rpartition(".")[2] for name in own)])
+    return found[0], field
+
+
+def parse_values(name: str, field: Field, text: str) -> list[Value]:
+    """The values of a text without commas: one, or all whole numbers of a span such as 1..5, its ends included."""
+    first, dots, last = text.partition("..")
+    if type(field.default) is not int or not dots:
+        return [parse_value(name, field, text)]
+    low, high = (parse_value(name, field, end.strip()) for end in (first, last))
+    assert isinstance(low, int) and isinstance(high, int)
+    if not 0 <= high - low < MOST:
+        raise ConfigError(f"config.sweep: {name}={text} must rise, to {MOST:,} values at most, such as seed=1..5")
+    return list(range(low, high + 1))
 
 
 def parse_value(name: str, field: Field, text: str) -> Value:
     """A value of the setting's own type; its range is checked with the whole config."""
     if not text:
-        raise ConfigError(f"--over={name}= has an empty value; write NAME=VALUE,VALUE without a gap, such as {EXAMPLE}")
+        raise ConfigError(
+            f"config.sweep: {name}= has an empty value; write NAME=VALUE,VALUE without a gap, such as {EXAMPLE}"
+        )
     kind = type(field.default)
     if kind is str:
         return text
@@ -104,8 +154,8 @@ def parse_value(name: str, field: Field, text: str) -> Value:
             number: int | float = kind(text)
             return number
     except (KeyError, ValueError):
-        raise ConfigError(f"--over={name}: {text!r} must be of type {kind.__name__} ({field.allowed})") from None
-    raise ConfigError(f"--over={name}: a setting with several numbers ({field.allowed}) cannot be swept")
+        raise ConfigError(f"config.sweep: {name}: {text!r} must be of type {kind.__name__} ({field.allowed})") from None
+    raise ConfigError(f"config.sweep: {name}: a setting with several numbers ({field.allowed}) cannot be swept")
 
 
 def plan(config: ConfigDict, fields: Mapping[str, Sequence[Value]]) -> list[Run]:
@@ -114,17 +164,22 @@ def plan(config: ConfigDict, fields: Mapping[str, Sequence[Value]]) -> list[Run]
     for combination in itertools.product(*fields.values()):
         values = dict(zip(fields, combination, strict=True))
         own = ConfigDict(config.to_dict())
+        own.sweep = ""
         own.update_from_flattened_dict(values)
         if SILHOUETTE not in [name.strip() for name in own.evaluate.suite.split(",")]:
             own.evaluate.suite = f"{own.evaluate.suite},{SILHOUETTE}"
-        runs.append(Run(folder_name(values), values, config_lib.validate(own)))
+        runs.append(Run(values, config_lib.validate(own)))
     return runs
 
 
-def folder_name(values: Values) -> str:
-    """name=value,name=value with the names in order; letters that a file system may refuse are written as in a URL."""
-    name = ",".join(f"{key}={quote_plus(str(values[key]))}" for key in sorted(values))
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}~{sha256(name.encode()).hexdigest()[:12]}"
+def numbered(runs: Sequence[Run], nets: Sequence[Values]) -> list[Run]:
+    """The runs with their places in `nets`, which are all that were ever asked for, as numbers."""
+    return [run._replace(number=nets.index(run.values) + 1 if run.values in nets else 0) for run in runs]
+
+
+def registered(workdir: Path) -> list[Values]:
+    """The values of all nets that there are, by number."""
+    return list(report.read_plan(workdir).runs.values()) if (workdir / "base.json").exists() else []
 
 
 def check_workdir(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]]) -> None:
@@ -154,7 +209,7 @@ def check_workdir(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequen
 def check_runs(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
     """Makes every stage of every run ready and forgets it; ConfigError or DataError names the run that cannot be."""
     sources: dict[str, Source] = {}
-    different = {folder_name({**run.values, SEED: 0}): run for run in runs}  # no seed is a wrong one
+    different = {named({**run.values, SEED: 0}): run for run in runs}  # no seed is a wrong one
     for run in progress(different.values(), len(different), "checking the settings", "runs"):
         if stop.received:
             raise stop.error()
@@ -168,7 +223,7 @@ def check_runs(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
                 method = stages[-1].config.method
                 raise ConfigError(f"config.method={method!r} predicts no clusters, which are what a sweep compares")
         except (ConfigError, DataError) as error:
-            raise type(error)(f"{run.name}: {error}") from error
+            raise type(error)(f"{named(run.values)}: {error}") from error
 
 
 def on_any_cpu(config: ConfigDict) -> ConfigDict:
@@ -177,14 +232,21 @@ def on_any_cpu(config: ConfigDict) -> ConfigDict:
     return devices.with_devices(config, 1) if free else config
 
 
-def register(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]], runs: Sequence[Run]) -> None:
-    """Writes base.json, the config, and sweep.json, the fields and all runs that were ever asked for."""
+def register(
+    config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]], runs: Sequence[Run]
+) -> list[Run]:
+    """The runs with their numbers, which nobody else gets.
+
+    Writes base.json, the config, and sweep.json, the fields and all runs that were ever asked for, by number.
+    """
     with locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):
         check_workdir(config, workdir, fields)  # once more, now that nobody else can write
-        saved = report.read_plan(workdir) if (workdir / "base.json").exists() else report.Plan(tuple(fields), {})
-        known = {**saved.runs, **{run.name: run.values for run in runs}}
-        write_json(workdir / "sweep.json", {"fields": saved.fields, "runs": known})
+        nets = registered(workdir)
+        nets += [run.values for run in runs if run.values not in nets]
+        names = report.read_plan(workdir).fields if (workdir / "base.json").exists() else tuple(fields)
+        write_json(workdir / "sweep.json", {"fields": names, "runs": nets})
         config_lib.save(config, workdir / "base.json")
+    return numbered(runs, nets)
 
 
 def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
@@ -201,7 +263,7 @@ def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
                 if not mine:
                     busy[number] = run
                 elif not failed and not is_finished(run, workdir):
-                    print(f"\n[{number}/{len(runs)}] {run.name}", flush=True)
+                    print(f"\n[{number}/{len(runs)}] {run.title}", flush=True)
                     train_one(run, workdir)
                     again.discard(run.name)
         if len(busy) == len(left):
@@ -223,7 +285,7 @@ def train_one(run: Run, workdir: Path) -> None:
         raise
     except JaxclustError as error:
         status, why = FAILED, str(error)
-        print(f"{run.name} failed: {error}", file=sys.stderr, flush=True)
+        print(f"{run.title} failed: {error}", file=sys.stderr, flush=True)
     write_json(record, {"status": status, "why": why})
 
 
@@ -231,7 +293,7 @@ def is_finished(run: Run, workdir: Path) -> bool:
     """Whether the run has ended well, with the length and the evaluation that it is to have."""
     folder = workdir / run.name
     files = (folder / name for name in ("config.json", "results.json", "assignments.csv"))
-    if read_outcome(workdir, run.name)[0] != DONE or not all(path.exists() for path in files):
+    if not run.number or read_outcome(workdir, run.name)[0] != DONE or not all(path.exists() for path in files):
         return False
     there = dict(config_lib.flatten(config_lib.load(folder / "config.json")))
     return all(there.get(name) == value for name, value in config_lib.flatten(run.config) if may_grow(name))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxclust import hosts
+from jaxclust import hosts, pictures
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, of_stage, open_source
+from jaxclust.evaluation import suite
 from jaxclust.heartbeats import uncounted
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
@@ -32,6 +33,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     sources = {name: of_stage(source, config, name) for name in names}
     workdir_lib.check(config, workdir, source)
     evaluate.check_suite(config, source)
+    pictures.load(config)  # only to see that every picture exists
     on = devices.choose(config, workdir, lambda config: ready(config, names[0], sources[names[0]], workdir))
     stages = [ready(on, name, sources[name], workdir) for name in names]
     evaluate.check_probes(stages[-1])
@@ -54,16 +56,18 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         results = evaluate.write_results(stages[-1], snapshot.state, sources[names[-1]], seconds)
     if hosts.is_first():
         with uncounted():
-            report.page(workdir)
+            report.at_the_end(config, workdir)
     hosts.wait("the report")
     print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
 
 
 def ready(config: ConfigDict, name: str, source: Source, workdir: Path) -> Stage:
-    """Stage `name` on its training images."""
+    """Stage `name` on its training images, judged on all splits that have labels."""
     split = source.splits["train"]
+    labelled = {name: other for name, other in source.splits.items() if suite.has_labels(other.labels)}
+    others = {name: other for name, other in labelled.items() if name != "train"}
     info = DataInfo(split.size, split.image_shape, source.train_classes, parts=tuple(source.parts.values()))
-    return prepare(config, name, split, info, workdir)
+    return prepare(config, name, split, info, workdir, others=others)
 
 
 def describe(source: Source, purpose: str) -> str:

@@ -126,6 +126,12 @@ class Method(NamedTuple):
     points: Callable[[TrainState], tuple[int, int]] | None = None
     """(state or its shapes) -> how many clusterings by `config.cluster` a refresh makes, and the length of the points
     that each of them sees; None: it makes none."""
+    experts: Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None = None
+    """(params, extra, images) -> of a mixture of K experts "choice" [B, K], of the gate; "input" [B, K, ...], what each
+    expert sees of an image then; and their maps "conv1" [B, K, H, W, C], "conv2", ...; evaluation mode."""
+    reconstruct: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
+    """(params, extra, images) -> the images [B, H, W, C] that a decoder makes of their codes, of 0 to 255 but for
+    errors; evaluation mode."""
 
 
 def contiguous(labels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -20,7 +20,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.methods import mixture
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, merge
 from jaxclust.models.experts import CNN, Decoder, map_shape, peaks, stack
-from jaxclust.ops.images import standardize
+from jaxclust.ops.images import pixels, standardize
 from jaxclust.runtime import AXIS
 
 Params = dict[str, Any]
@@ -41,7 +41,12 @@ class Net(NamedTuple):
 def make(config: ConfigDict, info: DataInfo) -> Method:
     """The autoencoder of `config.clustnet.encoder`; ConfigError if it has no layers or the images are too small."""
     net = network(config, info.image_shape)
-    return Method(init=partial(init, net), loss=partial(loss, net), embed=partial(embed, net))
+    return Method(
+        init=partial(init, net),
+        loss=partial(loss, net),
+        embed=partial(embed, net),
+        reconstruct=partial(decoded, net),
+    )
 
 
 def network(config: ConfigDict, shape: tuple[int, ...]) -> Net:
@@ -80,6 +85,13 @@ def reconstruct(
     made, found = net.decoder.apply(variables, code.output, _places(net, code.maps), train, mutable=["batch_stats"])
     new = {"body": code.stats, "decoder": found.get("batch_stats", {}) if train else stats["decoder"]}
     return made.astype(code.output.dtype), new
+
+
+def decoded(net: Net, params: Params, extra: Any, images: jax.Array) -> jax.Array:
+    """Images through encoder and decoder in evaluation mode, as pixels (`Method.reconstruct`)."""
+    x = standardize(images, net.mean, net.std, net.dtype)
+    made, _ = reconstruct(net, params, extra["batch_stats"], x, False, None)
+    return pixels(made, net.mean, net.std)
 
 
 def _places(net: Net, maps: Any) -> tuple[jax.Array, jax.Array]:

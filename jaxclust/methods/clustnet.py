@@ -51,6 +51,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         optimizer=partial(turns.optimizer, config, info),
         labels="group",
         num_clusters=net.k,
+        experts=partial(experts, net),
     )
 
 
@@ -206,8 +207,7 @@ def predict(net: Net, params: Params, extra: Any, images: jax.Array) -> dict[str
 
     ln P of N and of P as `groups` [B, 2], and the likelier of these as `binary`, 1 for P.
     """
-    noise = gate.noise(_key(net, "evaluation"), gate.fingerprint(images), net.k)
-    said = mixture.forward(net, params, extra["batch_stats"], images, noise, False, jax.random.key(0))
+    said = mixture.forward(net, params, extra["batch_stats"], images, _noise(net, images), False, jax.random.key(0))
     logs = jax.nn.log_softmax(said.logits)
     return {
         "cluster": jnp.argmax(logs, axis=1).astype(jnp.int32),
@@ -216,6 +216,16 @@ def predict(net: Net, params: Params, extra: Any, images: jax.Array) -> dict[str
         "groups": said.log_probs,
         "binary": jnp.argmax(said.log_probs, axis=1).astype(jnp.int32),
     }
+
+
+def experts(net: Net, params: Params, extra: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """What the experts are given in evaluation mode, and their maps (`Method.experts`)."""
+    return mixture.experts(net, params, extra, images, _noise(net, images))
+
+
+def _noise(net: Net, images: jax.Array) -> jax.Array:
+    """What is drawn by in evaluation, the same for an image in any batch."""
+    return gate.noise(_key(net, "evaluation"), gate.fingerprint(images), net.k)
 
 
 def _key(net: Net, name: str) -> jax.Array:

@@ -157,10 +157,14 @@ def log_probabilities(net: Net, params: Params, total: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(total)
 
 
+def given(choice: jax.Array, x: jax.Array) -> jax.Array:
+    """What each expert sees, c_k x: [K, B, ...] of a choice c [B, K] and codes or images x [B, ...]."""
+    return choice.T.reshape(choice.shape[1], -1, *[1] * (x.ndim - 1)) * x
+
+
 def ask(net: Net, params: Params, stats: Stats, x: jax.Array, choice: jax.Array, train: bool, rng: jax.Array) -> Ran:
     """ln P of N and P [B, 2] by the experts, of codes or images x of which expert k is given c_k x."""
-    given = choice.T.reshape(net.k, -1, *[1] * (x.ndim - 1)) * x
-    experts = run_experts(net, params, stats, given, train, rng)
+    experts = run_experts(net, params, stats, given(choice, x), train, rng)
     total = weighed(net, parts(net, experts.output), choice)
     return experts._replace(output=log_probabilities(net, params, total))
 
@@ -179,6 +183,18 @@ def forward(
     experts = ask(net, params, stats, x, choice, train, experts_rng)
     new = merge(stats, **body.stats, gate=decided.stats, experts=experts.stats)
     return Said(decided.output, choice, experts.output, experts.maps.get("last", (None,))[0], new)
+
+
+def experts(net: Net, params: Params, extra: Any, images: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
+    """`Method.experts`, with Gumbel noise [B, K] to draw by."""
+    stats = extra["batch_stats"]
+    x = encode(net, params, stats, images, False, None).output
+    logits = run(net.gate, params["gate"], stats["gate"], x, False, None).output
+    choice = net.decision.evaluation(logits, noise.astype(logits.dtype), net.settings.temperature)
+    seen = given(choice, x)
+    maps = run_experts(net, params, stats, seen, False, jax.random.key(0)).maps.get("stack", {})
+    found = {"input": seen} | {name: of_layer[0] for name, of_layer in maps.items()}
+    return {"choice": choice} | {name: jnp.swapaxes(of_layer, 0, 1) for name, of_layer in found.items()}
 
 
 def forced(net: Net, params: Params, stats: Stats, x: jax.Array) -> jax.Array:

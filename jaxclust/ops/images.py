@@ -15,6 +15,11 @@ def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float], 
     return images.astype(dtype) * scale - jnp.asarray(mean, dtype) / jnp.asarray(std, dtype)
 
 
+def pixels(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """The images [B, H, W, C], from 0 to 255, that `standardize` makes x of."""
+    return 255.0 * (x * jnp.asarray(std, x.dtype) + jnp.asarray(mean, x.dtype))
+
+
 def ten_crops(images: jax.Array, side: int) -> jax.Array:
     """Four corners, the centre (index 4), and the mirror images of these, of images [B, R, R, C].
 

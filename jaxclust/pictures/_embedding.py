@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from jaxclust.data.source import Source
+from jaxclust.data.pipeline import images_at
+from jaxclust.data.source import Source, Split
 from jaxclust.data.subset import subset
 from jaxclust.errors import DataError
 from jaxclust.evaluation import clustering
@@ -34,12 +35,13 @@ Flatten = Callable[[Array, int], Array]
 
 
 class Sample(NamedTuple):
-    """Some training images: ids [n], features [n, D], clusters [n] where the method predicts any, labels [n]."""
+    """Some images: ids [n], features [n, D], clusters [n] where the method predicts any, labels [n]; pixels [n, P]."""
 
     ids: NDArray[np.int64]
     features: Array
     cluster: NDArray[np.int64] | None
     labels: NDArray[np.int64]
+    pixels: Array | None = None  # if they are asked for
 
 
 class Groups(NamedTuple):
@@ -54,32 +56,47 @@ class Groups(NamedTuple):
 def drawing(seen: Seen, name: str, title: str, flatten: Flatten) -> Draw:
     """What a picture's `prepare` gives back; DataError where there are no images, or fewer than ten."""
     source = seen.source()
-    size = min(source.splits["train"].size, seen.stage.config.report.sample)
+    size = min(split_of(seen, source)[1].size, seen.stage.config.report.sample)
     if size < FEWEST:
         raise DataError(f"{title} needs {FEWEST} images, and there are {size}")
     return partial(draw, seen, source, name, title, flatten)
 
 
+def split_of(seen: Seen, source: Source) -> tuple[str, Split]:
+    """The images that are shown, and what they are called: training images, or if asked test images."""
+    if seen.stage.config.report.split == "test" and "test" in source.splits:
+        return "test", source.splits["test"]
+    return "training", source.splits["train"]
+
+
 def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, folder: Path) -> Gallery:
-    """<name>.png, and <name>-dark.png for dark pages."""
-    sample = sampled(seen, source, folder)
-    points = flatten(unit(sample.features), seen.stage.config.seed)
-    panels = colourings(sample, partial_assignments(seen, sample.ids), source.class_names or ())
-    for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)):
-        figures.save(scatter(points, panels, theme), folder / f"{name}{suffix}.png")
-    drawn = "All" if len(points) == source.splits["train"].size else "A sample of"
+    """<name>.png, with `report.pixels` <name>-pixels.png, and the same with -dark for dark pages."""
+    of, split = split_of(seen, source)
+    sample = sampled(seen, split, folder)
+    partly = partial_assignments(seen, sample.ids) if of == "training" else {}
+    panels = colourings(sample, partly, source.class_names or ())
+    rows, shown = {name: sample.features}, []
+    if sample.pixels is not None:
+        rows[f"{name}-pixels"] = sample.pixels
+    for file, of_images in rows.items():
+        points = flatten(unit(of_images), seen.stage.config.seed)
+        for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)):
+            figures.save(scatter(points, panels, theme), folder / f"{file}{suffix}.png")
+        words = "" if len(rows) == 1 else "features" if file == name else "the pixels of the same images"
+        shown.append(Shown(f"{file}.png", words, "", f"{file}-dark.png"))
+    drawn = "All" if len(sample.ids) == split.size else "A sample of"
     caption = (
-        f"{drawn} {len(points):,} training images: features of neighbouring points are alike, by the cosine. Distances "
+        f"{drawn} {len(sample.ids):,} {of} images: features of neighbouring points are alike, by the cosine. Distances "
         "between groups and their sizes say little. "
     )
     if len(panels) > 1:
         caption += "Where clusters are matched to classes both have the same colour."
-    return Gallery(title, caption, [Shown(f"{name}.png", "", "", f"{name}-dark.png")])
+    return Gallery(title, caption, shown)
 
 
-def sampled(seen: Seen, source: Source, folder: Path) -> Sample:
-    """What is shown of `report.sample` images."""
-    stage, state, split = seen.stage, seen.state, source.splits["train"]
+def sampled(seen: Seen, split: Split, folder: Path) -> Sample:
+    """What is shown of `report.sample` images of a split."""
+    stage, state = seen.stage, seen.state
     rng = np.random.default_rng((stage.config.seed, 5))
     ids = np.sort(rng.permutation(split.size)[: stage.config.report.sample])
     part = subset(replace(split, labels=None), ids)
@@ -90,7 +107,13 @@ def sampled(seen: Seen, source: Source, folder: Path) -> Sample:
     }
     labels = np.full(len(ids), -1) if split.labels is None else split.labels[ids]
     cluster = found["cluster"]["cluster"].array().astype(np.int64) if "cluster" in found else None
-    return Sample(ids, found["features"]["features"].array().astype(np.float32), cluster, labels.astype(np.int64))
+    features = found["features"]["features"].array().astype(np.float32)
+    pixels = (
+        images_at(split, ids.astype(np.int32)).reshape(len(ids), -1).astype(np.float32)
+        if stage.config.report.pixels
+        else None
+    )
+    return Sample(ids, features, cluster, labels.astype(np.int64), pixels)
 
 
 def partial_assignments(seen: Seen, ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

@@ -306,8 +306,18 @@ def _words(canvas: Axes, row: Row, left: float, width: float, middle: float, fil
 
 
 @styled
-def confusion(table: Array, clusters: Sequence[int], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
-    """Counts [clusters, classes] as shares of their row, annotated when there are few cells."""
+def confusion(
+    table: Array,
+    clusters: Sequence[int],
+    classes: Sequence[str],
+    theme: Theme = LIGHT,
+    share: Array | None = None,
+    words: tuple[str, str] = ("cluster against class", "cluster, in the order of its class"),
+) -> Figure:
+    """Counts [clusters, classes], annotated when there are few cells, coloured by `share`, by default of their row.
+
+    `words` are the title and what stands beside the rows.
+    """
     table = np.asarray(table)
     rows, columns = table.shape
     cell = min(0.46, 9.0 / max(rows, columns))  # inches
@@ -317,12 +327,12 @@ def confusion(table: Array, clusters: Sequence[int], classes: Sequence[str], the
     figure = Figure((wide + left + right, tall + top + bottom), facecolor=theme.paper)
     across, down = figure.get_size_inches()
     axes = figure.add_axes((left / across, bottom / down, wide / across, tall / down))
-    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1) if share is None else share
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.first])
     axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     frame(axes, theme)
-    axes.set_title("cluster against class", loc="left", color=theme.ink, fontsize=10, weight="bold")
-    axes.set_ylabel("cluster, in the order of its class", color=theme.muted, fontsize=8)
+    axes.set_title(words[0], loc="left", color=theme.ink, fontsize=10, weight="bold")
+    axes.set_ylabel(words[1], color=theme.muted, fontsize=8)
     axes.set(xticks=[], yticks=[])
     if rows <= 40:
         axes.set_yticks(range(rows), [str(cluster) for cluster in clusters])

@@ -1,13 +1,16 @@
 """Pictures that lie ready in a workdir: pictures/<kind>/ holds files, gallery.json says what a page shows of them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2
 from PIL import Image
 
 from jaxclust.files import write_json
+from jaxclust.report import figures
 
 NAME = "gallery.json"
 
@@ -30,6 +33,21 @@ class Gallery(NamedTuple):
     images: list[Shown]
     step: int | None = None
     stage: str = ""
+    skipped: Sequence[str] = ()  # files that could not be read, and why
+
+
+def template(name: str) -> jinja2.Template:
+    """A page that shows galleries, by the name of its file in this folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["printable"] = figures.printable
+    return environment.get_template(name)
+
+
+def _text(name: str) -> str:
+    return resources.files("jaxclust.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def save(gallery: Gallery, folder: Path) -> None:

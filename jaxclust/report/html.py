@@ -1,11 +1,9 @@
 """Writes report/index.html and its pictures from what a workdir holds."""
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from jaxclust.evaluation import clustering
 from jaxclust.files import replacing
 from jaxclust.progress import progress
 from jaxclust.report import curves, figures, gallery, scores
+from jaxclust.report.gallery import template
 from jaxclust.report.workdir import Confusion, Run, read
 
 OVERVIEW_ROWS = 20
@@ -65,7 +64,7 @@ def write(workdir: Path) -> Path:
     folder = workdir / "report"
     sheets = _write_sheets(clusters, folder / "clusters")
     pictures = [_draw(picture, draw, folder) for picture, draw in _pictures(run, clusters)]
-    page = _template().render(
+    page = template("index.html.jinja").render(
         title=_title(run),
         subtitle=_subtitle(run),
         status=_status(run),
@@ -93,15 +92,6 @@ def write(workdir: Path) -> Path:
         temporary.write_bytes(page.encode("utf-8", errors="replace"))
     _remove_stale(folder / "clusters", set(sheets.values()))
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["printable"] = figures.printable
-    source = resources.files("jaxclust.report").joinpath("index.html.jinja")
-    return environment.from_string(source.read_text(encoding="utf-8"))
 
 
 def _clusters(run: Run) -> list[Cluster]:

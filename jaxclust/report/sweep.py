@@ -8,18 +8,16 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust import config as settings
 from jaxclust.evaluation.stability import stability
 from jaxclust.files import replacing
-from jaxclust.report import figures, sweep_figure
+from jaxclust.report import figures, gallery, sweep_figure
 
 Value = bool | int | float | str
 Values = dict[str, Value]
@@ -49,7 +47,7 @@ class Plan(NamedTuple):
     """What a sweep consists of, as its `sweep.json` says."""
 
     fields: tuple[str, ...]
-    runs: dict[str, Values]  # by folder
+    runs: dict[str, Values]  # by folder, in the order of their numbers
 
 
 class Row(NamedTuple):
@@ -84,7 +82,7 @@ def write(workdir: Path) -> Summary:
     """Writes sweep.csv, summary.csv, and report/index.html with its plot, of as many runs as are finished."""
     plan = read_plan(workdir)
     rows = read_rows(workdir, plan)
-    groups = summarize(workdir, rows)
+    groups = summarize(workdir, by_values(plan, rows))
     fields = [name for name in plan.fields if name != SEED]
     names = list(dict.fromkeys(name for row in rows for name in row.results))
     _write_csv(
@@ -108,8 +106,18 @@ def write(workdir: Path) -> Summary:
 def read_plan(workdir: Path) -> Plan:
     """Reads sweep.json."""
     saved = json.loads((workdir / "sweep.json").read_text(encoding="utf-8"))
-    runs = {run: {name: values[name] for name in saved["fields"]} for run, values in saved["runs"].items()}
-    return Plan(tuple(saved["fields"]), runs)
+    nets = ({name: values[name] for name in saved["fields"]} for values in saved["runs"])
+    return Plan(tuple(saved["fields"]), {name_of(number): values for number, values in enumerate(nets, 1)})
+
+
+def name_of(number: int) -> str:
+    """The folder of the net with a number, from 1."""
+    return f"net{number}"
+
+
+def named(values: Values) -> str:
+    """Values in words."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
@@ -123,8 +131,12 @@ def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
 
 
 def read_rows(workdir: Path, plan: Plan) -> list[Row]:
-    """Every run of the plan by its values, numbers in rising order and words as they were given, seeds last."""
-    rows = [_row(workdir, run, values) for run, values in plan.runs.items()]
+    """Every run of the plan, by number."""
+    return [_row(workdir, run, values) for run, values in plan.runs.items()]
+
+
+def by_values(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """The rows by their values, numbers in rising order and words as they were given, seeds last."""
     order = sorted(plan.fields, key=lambda name: name == SEED)
     given = {name: list(dict.fromkeys(row.values[name] for row in rows)) for name in order}
 
@@ -198,14 +210,10 @@ def hint(groups: Sequence[Group]) -> str:
         measured = [group for group in groups if name in group.mean]
         if len(measured) > 1:
             best = max(measured, key=lambda group: group.mean[name])
-            words.append(f"best {name}: {_named(best.values)} ({best.mean[name]:.3f})")
+            words.append(f"best {name}: {named(best.values)} ({best.mean[name]:.3f})")
     if not words:
         return "There is nothing to compare yet: a hint needs two finished values, stability two seeds of each."
     return f"{'; '.join(words)}. These are hints, not answers: look at the clusters."
-
-
-def _named(values: Values) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _cells(numbers: dict[str, float], names: Iterable[str]) -> list[str]:
@@ -226,16 +234,13 @@ def _write_page(
     for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)) if panels else ():
         with replacing(folder / f"sweep{suffix}.png") as temporary:
             figures.save(sweep_figure.draw(panels, _first(plan), theme), temporary)
-    source = resources.files("jaxclust.report").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(source).render(
+    page = gallery.template("sweep.html.jinja").render(
         fields=plan.fields,
         table=table,
         rows=rows,
         plot=bool(panels),
         hint=hint(groups),
+        galleries=gallery.read(workdir),
         light=figures.LIGHT,
         dark=figures.DARK,
     )
@@ -255,7 +260,7 @@ def _panels(plan: Plan, groups: Sequence[Group]) -> list[sweep_figure.Panel]:
     lines: dict[str, list[Group]] = {}
     for group in groups:
         others = {name: value for name, value in group.values.items() if name != _first(plan)}
-        lines.setdefault(_named(others), []).append(group)
+        lines.setdefault(named(others), []).append(group)
     panels = []
     for name, measure in MEASURES.items():
         series = [sweep_figure.Series(label, *_points(plan, name, found)) for label, found in lines.items()]

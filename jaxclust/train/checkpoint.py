@@ -52,13 +52,17 @@ class Checkpoints:
         agreed = hosts.agreed(-1 if step is None else step)
         return agreed if agreed >= 0 else None
 
-    def restore(self, like: Snapshot, fresh: tuple[str, ...] = ()) -> Snapshot:
-        """The newest snapshot, in the structure and on the devices of `like`.
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, like: Snapshot, fresh: tuple[str, ...] = (), step: int | None = None) -> Snapshot:
+        """The newest snapshot, or that of `step`, in the structure and on the devices of `like`.
 
         Arrays under a name in `fresh` and the targets take their saved shape, since a head and a list of ids may
         have changed their length. ConfigError names the first array that differs otherwise.
         """
-        step = self.latest()
+        step = self.latest() if step is None else step
         saved = self._manager.item_metadata(step).tree
         wanted = {}
         for name, leaf in _arrays(like).items():

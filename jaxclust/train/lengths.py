@@ -12,8 +12,8 @@ from jaxclust.kinds import parse_duration
 
 
 class Lengths(NamedTuple):
-    """Steps of a stage, of a round, between two logs, evaluations, saves and decays of a rate (0: never), and of the
-    rise of a rate."""
+    """Steps of a stage, of a round, between two logs, evaluations, saves and decays of a rate (0: never), of the rise
+    of a rate, and between two files of scores, whole rounds."""
 
     stage: int
     round: int
@@ -22,6 +22,7 @@ class Lengths(NamedTuple):
     save: int
     every: Mapping[str, int]  # what a schedule counts, by optimiser group
     warmup: Mapping[str, int] = {}  # by optimiser group
+    scores: int = 0
 
 
 def due(step: int, every: int) -> bool:
@@ -53,7 +54,13 @@ def lengths(config: ConfigDict, size: int) -> Lengths:
         {name: every(group[field], f"optimizer.{name}.{field}") for name, group in config.optimizer.items()}
         for field in ("every", "warmup")
     )
-    return Lengths(stage, round_steps, log, evaluate, save, courses, rises)
+    scores = every(config.scores.every, "scores.every")
+    if scores % round_steps:
+        raise ConfigError(
+            f"config.scores.every={config.scores.every!r} must be whole rounds, of which one is config.refresh_every="
+            f"{config.refresh_every!r}; write '1 round', say"
+        )
+    return Lengths(stage, round_steps, log, evaluate, save, courses, rises, scores)
 
 
 def _steps(text: str, field: str, size: int, batch_size: int, round_steps: int | None, whole: bool) -> int:

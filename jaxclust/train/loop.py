@@ -16,17 +16,17 @@ from jaxclust import hosts, runtime
 from jaxclust.data import sampler
 from jaxclust.data.pipeline import train_batches
 from jaxclust.errors import NonFiniteError
-from jaxclust.evaluation import suite
 from jaxclust.methods.base import Batch, Targets, TrainState
 from jaxclust.progress import progress
 from jaxclust.runtime import StopSignal
 from jaxclust.train import step as train_step
+from jaxclust.train import validation
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 from jaxclust.train.console import print_round
 from jaxclust.train.frozen import with_features
 from jaxclust.train.image_rows import ImageRows
 from jaxclust.train.lengths import due
-from jaxclust.train.refresh import refresh, run
+from jaxclust.train.refresh import refresh
 from jaxclust.train.stage import Stage
 from jaxclust.train.writer import Writer
 
@@ -81,8 +81,10 @@ def _loop(
             targets = image_rows.remember(targets)
             state, targets, refreshed = refresh(stage, state, targets, step, last)
             values |= refreshed
-        if lengths.eval and (last or due(step, lengths.eval)) and step != restored:
-            values |= evaluate(stage, state)
+        if step != restored and validation.is_due(stage, step):
+            targets = image_rows.remember(targets)
+            image_rows.flush(step)
+            values |= validation.validate(stage, state, step)
         if values:
             writer.write(step, step // lengths.round, values)
             print_round(stage, step, values)
@@ -163,22 +165,6 @@ def _batches(stage: Stage, targets: Targets, step: int) -> Iterator[Batch]:
     )
     for batch in progress(batches, until - step, f"round {round_ + 1}", "steps"):
         yield runtime.put_batch(batch, stage.mesh)
-
-
-def evaluate(stage: Stage, state: TrainState) -> dict[str, float]:
-    """What `stage.measure` says, by default the evaluation suite on the predictions for the training images."""
-    if stage.measure is not None:
-        return stage.measure(state)
-    if stage.predict is None:
-        return {}
-    predictions = {name: rows.whole() for name, rows in run(stage, state, stage.predict, "evaluation").items()}
-    scores = suite.evaluate(
-        predictions,
-        stage.split.labels,
-        stage.config,
-        lambda: run(stage, state, stage.embed, "features")["features"],
-    )
-    return {name if "/" in name else f"train/{name}": value for name, value in scores.items()}
 
 
 def _bad_batch(stage: Stage, targets: Targets, step: int) -> str:

@@ -50,7 +50,8 @@ class Stage(NamedTuple):
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
     shapes: TrainState  # its shapes and dtypes
-    measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces the suite during training
+    others: Mapping[str, Split] = {}  # further splits that it is judged on during training
+    measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces that judgement
 
 
 def prepare(
@@ -61,8 +62,9 @@ def prepare(
     workdir: Path,
     devices: Sequence[jax.Device] | None = None,
     make: Callable[[ConfigDict, DataInfo], Method] | None = None,
+    others: Mapping[str, Split] = {},
 ) -> Stage:
-    """Stage `name` of `config` on `split`; errors of settings and data show here.
+    """Stage `name` of `config` on `split`, judged on `others` too; errors of settings and data show here.
 
     `info` describes the data that the stage is trained on, which for new images is not `split`. `devices` are those
     that its programs are compiled for, by default this job's. `make` makes the method, by default `config.method`.
@@ -90,6 +92,11 @@ def prepare(
     metrics, rows = train_step.outputs(step, shapes, batch, key)
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
+    if length.scores and not {"gate", "groups"} <= rows.keys():
+        raise ConfigError(
+            f"config.scores.every={config.scores.every!r}, but config.method={config.method!r} of stage {name!r} has "
+            "no gate and tells no groups of classes apart, as clustnet does; set it to 'never'"
+        )
     if donor:
         donor.check(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
@@ -105,7 +112,7 @@ def prepare(
         embed, compile_for(method.look, mesh) if method.look else embed,
         compile_for(method.body, mesh) if method.body else embed,
         compile_for(method.predict, mesh) if method.predict else None,
-        metrics, first, shapes,
+        metrics, first, shapes, others,
     )  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+"""An experiment: the runs of a sweep as numbered nets, or a single run as one, and what scores/ says of their epochs.
+
+scores/epoch<e>.csv is of the test images after epoch e, or of the training images where there are no others, in the
+order of their ids; scores/epoch<e>_train.csv of the images that epoch e trained on, as training saw them (section 2.8
+of our specification of ClustNet).
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclust import config as config_lib
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.evaluation import groups
+from jaxclust.features import score_file
+from jaxclust.features.score_file import Scores
+from jaxclust.kinds import spans
+from jaxclust.progress import progress
+from jaxclust.report import figures
+from jaxclust.report.sweep import Values, read_plan
+
+T = TypeVar("T")
+
+
+class Net(NamedTuple):
+    """A run of an experiment."""
+
+    number: int  # its place in the sweep, from 1
+    values: Values  # of the settings that are swept
+    workdir: Path
+    config: ConfigDict  # as its last stage sees it
+
+    @property
+    def name(self) -> str:
+        """What it is called in words."""
+        return f"net {self.number}"
+
+    @property
+    def legend(self) -> str:
+        """What distinguishes it from the others: its settings, or its number where nothing is swept."""
+        words = (f"{name.rpartition('.')[2]}={value}" for name, value in self.values.items())
+        return figures.printable(", ".join(words) or self.name, 48)
+
+
+def is_sweep(workdir: Path) -> bool:
+    """Whether the workdir is that of a sweep."""
+    return (workdir / "sweep.json").exists()
+
+
+def read(workdir: Path, config: ConfigDict) -> list[Net]:
+    """The nets of a workdir by their numbers, as far as they have begun; a single run with this `config` is net 1."""
+    if not is_sweep(workdir):
+        return [alone(workdir, config)]
+    runs = enumerate(read_plan(workdir).runs.items(), 1)
+    return [
+        Net(number, values, workdir / run, _last_stage(config_of(workdir / run, config)))
+        for number, (run, values) in runs
+        if (workdir / run / "config.json").exists()
+    ]
+
+
+def alone(workdir: Path, config: ConfigDict) -> Net:
+    """A single run with this config."""
+    return Net(1, {}, workdir, _last_stage(config))
+
+
+def config_of(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """The settings of a run, but for those of its report, which are those of `config`."""
+    own = config_lib.load(workdir / "config.json")
+    own.report = config.report
+    return own
+
+
+def chosen(nets: Sequence[Net], config: ConfigDict) -> list[Net]:
+    """The nets that `config.report` asks for; ConfigError if there is no net of such a number, or none is left."""
+    numbers = kept = [net.number for net in nets]
+    for field, keeps in (("nets", True), ("without_nets", False)):
+        asked = spans(config.report[field])
+        if unknown := [n for span in asked for n in (span[0], span[-1]) if n not in numbers]:
+            raise ConfigError(f"config.report.{field}={config.report[field]!r}: there is no net {unknown[0]}; there "
+                              f"is: {_spanned(numbers)}")  # fmt: skip
+        if asked:
+            kept = [number for number in kept if any(number in span for span in asked) == keeps]
+    if not kept:
+        raise ConfigError(f"config.report.nets={config.report.nets!r} without those of config.report.without_nets="
+                          f"{config.report.without_nets!r} leaves no net of {_spanned(numbers)}")  # fmt: skip
+    return [net for net in nets if net.number in kept]
+
+
+def by_field(nets: Sequence[Net]) -> list[Net]:
+    """In rising order of the first setting that is swept if it is a number, else of their own numbers."""
+    firsts = [next(iter(net.values.values()), "") for net in nets]
+    if any(isinstance(value, str | bool) for value in firsts):
+        return sorted(nets, key=lambda net: net.number)
+    order = sorted(range(len(nets)), key=lambda i: (firsts[i], nets[i].number))
+    return [nets[i] for i in order]
+
+
+def of_split(config: ConfigDict) -> str:
+    """Whether files of test or of train are asked for; by default of test."""
+    return "train" if config.report.split == "train" else "test"
+
+
+def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tuple[dict[int, T], tuple[str, ...]]:
+    """What `what` says of the scores of each epoch that `report.epochs` asks for (by default all, or the `last`).
+
+    Damaged and half-written files are skipped, and named. DataError: there is none that can be read.
+    """
+    split = of_split(net.config)
+    there = files(net.workdir, split)
+    if not there:
+        raise DataError(missing(net))
+    asked = asked_epochs(there, net.config, last)
+    usual = 0
+    if split == "test":  # of the same images in each epoch
+        lengths = Counter(_lines(path) for path in there.values())
+        usual = max(lengths, key=lambda lines: (lengths[lines], lines))
+    found, skipped = {}, []
+    for epoch in progress(asked, len(asked), f"scores of {net.name}", "files"):
+        path = there[epoch]
+        try:
+            found[epoch] = what(score_file.read(path, usual))
+        except DataError as error:
+            skipped.append(f"{path.relative_to(net.workdir.parent)}: {error}")
+    if not found:
+        raise DataError(f"no file of scores can be read; {'; '.join(skipped)}")
+    return found, tuple(skipped)
+
+
+def missing(net: Net) -> str:
+    """What is said of a net without scores."""
+    name = "epoch1.csv" if of_split(net.config) == "test" else "epoch1_train.csv"
+    return (
+        f"{net.workdir / score_file.FOLDER} has no {name} and the like; a training of a mixture of experts with "
+        "--config.scores.every='1 round' writes them"
+    )
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def files(workdir: Path, split: str) -> dict[int, Path]:
+    """The files of scores/ by their epoch, rising."""
+    suffix = "_train" if split == "train" else ""
+    found = {}
+    for path in (workdir / score_file.FOLDER).glob("epoch*.csv"):
+        if met := re.fullmatch(rf"epoch(\d+){suffix}\.csv", path.name):
+            found[int(met[1])] = path
+    return dict(sorted(found.items()))
+
+
+def asked_epochs(there: Iterable[int], config: ConfigDict, last: bool = False) -> list[int]:
+    """Those of the epochs `there` that `config.report.epochs` asks for; by default all, or the `last`.
+
+    DataError: it asks for others only.
+    """
+    there, asked = sorted(there), spans(config.report.epochs)
+    found = [epoch for epoch in there if any(epoch in span for span in asked)] if asked else there[-1 if last else 0 :]
+    if not found:
+        raise DataError(f"config.report.epochs={config.report.epochs!r}: there is: {_spanned(there)}")
+    return found
+
+
+def _spanned(numbers: Sequence[int]) -> str:
+    """Rising numbers as "1-4,7"."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"
+
+
+def measured(config: ConfigDict, scores: Scores) -> dict[str, float]:
+    """What the evaluation "groups" says of a file: binary, acc_p, acc_n, nll and so on (section 2.7)."""
+    logs = np.log(np.maximum(scores.gate, math.ulp(0.0)))
+    predictions = {
+        "cluster": scores.expert, "groups": scores.log_probs, "log_probs": logs, "binary": scores.binary
+    }  # fmt: skip
+    return groups.measure(predictions, scores.label, config, _no_rows)
+
+
+def _no_rows() -> groups.Chunked:
+    raise AssertionError("scores have no features")
+
+
+def total_variation(values: Sequence[float]) -> float:
+    """The sum of |a_{t+1} - a_t| over epochs that follow each other in a series (section 2.9)."""
+    return float(np.abs(np.diff(np.asarray(values, np.float64))).sum())
+
+
+def _last_stage(config: ConfigDict) -> ConfigDict:
+    return config_lib.for_stage(config, config_lib.stage_names(config)[-1])

@@ -1,0 +1,499 @@
+"""Pictures of an experiment: files of scores that are read or skipped, the mathematics against slow doubles, and every
+picture of a small sweep.
+"""
+
+import csv
+import json
+import re
+import tempfile
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small import few_digits, run, small_config, with_settings
+from test_report import Page
+
+from jaxclust import config as config_lib
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.features import score_file
+from jaxclust.features.score_file import Scores
+from jaxclust.kinds import spans
+from jaxclust.pictures import accuracy, certainty, confusion, failures, map_variance, sparsity, weights
+from jaxclust.report import experiment, figures
+from jaxclust.report.experiment import Net
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    """They are drawn sooner."""
+    monkeypatch.setattr(figures, "DPI", 48)
+
+
+def some_scores(size=40, k=5, seed=0, classes=10):
+    """Scores of images of which the first half of the classes is P."""
+    rng = np.random.default_rng(seed)
+    label = rng.permutation(np.arange(size) % classes)
+    p = rng.uniform(0.01, 0.99, size)
+    gate = rng.dirichlet(np.ones(k), size)
+    return Scores(label, (label < classes // 2).astype(int), np.log(np.stack([1 - p, p], axis=1)), gate, None)
+
+
+def written(folder, epoch, scores, suffix=""):
+    """A file of scores/ in a workdir."""
+    path = score_file.path_of(folder, epoch, suffix == "_train")
+    score_file.write(path, scores)
+    return path
+
+
+def of_clustnet(**overrides):
+    return with_settings(small_config(), method="clustnet", stages="clustnet", groups="0-4,5-9", **overrides)
+
+
+def net_in(folder, number=1, values=None, **overrides):
+    return Net(number, values or {}, folder, of_clustnet(**overrides))
+
+
+# Files.
+
+
+@pytest.mark.parametrize("with_id", [False, True])
+def test_scores_are_read_as_they_were_written(tmp_path, with_id):
+    there = some_scores()._replace(id=np.arange(40)[::-1] if with_id else None)
+    found = score_file.read(written(tmp_path, 3, there))
+    for name in ("label", "group", "log_probs", "gate"):
+        np.testing.assert_allclose(getattr(found, name), getattr(there, name), rtol=1e-8)
+    assert (found.id is None) == (not with_id) and (not with_id or found.id.tolist() == there.id.tolist())
+
+
+with tempfile.TemporaryDirectory() as folder:
+    WHOLE = written(Path(folder), 1, some_scores(20)).read_text()
+DAMAGE = {
+    "cut in a line": (WHOLE[:-9], "ends in the middle of a line"),
+    "cut between lines": (WHOLE[: WHOLE.rindex("\n", 0, -1) + 1], "has 19 rows, where the other epochs have 20"),
+    "empty": ("", "begins with '', not with #origTarg"),
+    "nothing but the first line": (WHOLE[: WHOLE.index("\n") + 1], "has no row"),
+    "another file": ("id,path,cluster\n1,a,2\n", "begins with 'id,path,cluster', not with #origTarg"),
+    "a column too few": (WHOLE.replace("clust[5]", "clust[6]"), "has 9 columns where its first line says 10"),
+    "a short line": (WHOLE.replace("\n", "\n1,1\n", 2).replace("\n1,1\n", "\n", 1), "has 21 rows"),
+    "words": (WHOLE.replace("-", "minus", 1), "is damaged: .*minus"),
+    "no number": (WHOLE.replace("-0.", "nan", 1).replace("-1.", "nan", 1).replace("-2.", "nan", 1), "is damaged"),
+    "a number changed": (WHOLE.rpartition(",")[0] + ",0.95\n", "is damaged: line 21 needs"),
+    "bytes": (None, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_skipped_and_named_and_the_others_are_read(tmp_path, name):
+    text, words = DAMAGE[name]
+    for epoch in (0, 2, 3, 10):
+        written(tmp_path / "net7", epoch, some_scores(20, seed=epoch))
+    path = tmp_path / "net7" / "scores" / "epoch2.csv"
+    path.write_bytes(b"\xff\xfe\x00" if text is None else text.encode())
+    found, (skipped,) = experiment.of_epochs(net_in(tmp_path / "net7"), lambda scores: len(scores.label))
+    assert found == {0: 20, 3: 20, 10: 20}
+    assert re.search(rf"^net7/scores/epoch2.csv: ({words})", skipped), skipped
+
+
+def test_where_no_file_can_be_read_all_are_named(tmp_path):
+    with pytest.raises(DataError, match="scores has no epoch1.csv and the like; a training of a mixture"):
+        experiment.of_epochs(net_in(tmp_path), len)
+    written(tmp_path, 1, some_scores()).write_text("torn")
+    with pytest.raises(DataError, match="no file of scores can be read; .*/scores/epoch1.csv: begins with 'torn'"):
+        experiment.of_epochs(net_in(tmp_path), len)
+    with pytest.raises(DataError, match="has no epoch1_train.csv and the like"):
+        experiment.of_epochs(net_in(tmp_path, report__split="train"), len)
+
+
+def test_epochs_and_splits_are_those_that_are_asked_for(tmp_path):
+    for epoch in (0, 1, 2, 10, 11):
+        written(tmp_path, epoch, some_scores(30))
+        written(tmp_path, epoch, some_scores(20 + epoch), "_train")  # as many as were trained on
+    (tmp_path / "scores" / "epochs.csv").write_text("")
+    size = lambda scores: len(scores.label)  # noqa: E731
+    assert list(experiment.of_epochs(net_in(tmp_path), size)[0].items()) == [(e, 30) for e in (0, 1, 2, 10, 11)]
+    assert experiment.of_epochs(net_in(tmp_path), size, last=True)[0] == {11: 30}
+    assert list(experiment.of_epochs(net_in(tmp_path, report__epochs="1-10,50"), size)[0]) == [1, 2, 10]
+    assert experiment.of_epochs(net_in(tmp_path, report__split="train"), size, last=True)[0] == {11: 31}
+    with pytest.raises(DataError, match="config.report.epochs='5-9': there is: 0-2,10-11"):
+        experiment.of_epochs(net_in(tmp_path, report__epochs="5-9"), size)
+
+
+def test_whole_numbers_and_spans_are_read_and_anything_else_is_refused():
+    assert [*spans(" 1-3, 7")] == [range(1, 4), range(7, 8)] and spans("") == ()
+    for text in ("3-1", "a", "-1", "1-", "1.5", "1--3"):
+        with pytest.raises(ConfigError, match="is no whole number or span of them"):
+            spans(text)
+        with pytest.raises(ConfigError, match="report.nets=.* must be whole numbers and spans of them such as '1-4,7'"):
+            of_clustnet(report__nets=text)
+
+
+def experiment_of(tmp_path, values, begun=None):
+    """A sweep's workdir with nets of these values of the learning rate, of which `begun` have a config."""
+    for number in range(1, len(values) + 1):
+        if begun is None or number in begun:
+            folder = tmp_path / f"net{number}"
+            folder.mkdir(parents=True)
+            config_lib.save(of_clustnet(seed=number), folder / "config.json")
+    runs = [{"clustnet.lr": value} for value in values]
+    (tmp_path / "sweep.json").write_text(json.dumps({"fields": ["clustnet.lr"], "runs": runs}))
+    return tmp_path
+
+
+def test_nets_are_found_by_their_number_and_ordered_by_what_was_swept(tmp_path):
+    folder = experiment_of(tmp_path, [0.1 * (13 - i) for i in range(12)], begun=set(range(1, 13)) - {4})
+    nets = experiment.read(folder, of_clustnet())
+    assert [net.number for net in nets] == [1, 2, 3, *range(5, 13)]
+    assert [net.config.seed for net in nets] == [net.number for net in nets]
+    assert [net.workdir.name for net in nets][-3:] == ["net10", "net11", "net12"]
+    assert [net.number for net in experiment.by_field(nets)] == [*range(12, 4, -1), 3, 2, 1]
+    words = [net._replace(values={"clustnet.lr": "ab"[net.number % 2]}) for net in nets[::-1]]
+    assert [net.number for net in experiment.by_field(words)] == [net.number for net in nets]
+    assert nets[9].legend == "lr=0.2" or nets[9].legend.startswith("lr=0.")
+    asked = of_clustnet(report__nets="2-3,9-10", report__without_nets="3")
+    assert [net.number for net in experiment.chosen(nets, asked)] == [2, 9, 10]
+    with pytest.raises(ConfigError, match="config.report.nets='2,13': there is no net 13; there is: 1-3,5-12"):
+        experiment.chosen(nets, of_clustnet(report__nets="2,13"))
+    with pytest.raises(
+        ConfigError, match="config.report.nets='2' without .*without_nets='1-3' leaves no net of 1-3,5-12"
+    ):
+        experiment.chosen(nets, of_clustnet(report__nets="2", report__without_nets="1-3"))
+
+
+def test_a_single_run_is_an_experiment_of_one_net(tmp_path):
+    (net,) = experiment.read(tmp_path, of_clustnet())
+    assert (net.number, net.values, net.workdir, net.legend) == (1, {}, tmp_path, "net 1")
+    with pytest.raises(ConfigError, match="there is no net 2; there is: 1"):
+        experiment.chosen([net], of_clustnet(report__nets="2"))
+
+
+# Mathematics.
+
+
+def test_total_variation_adds_up_what_an_accuracy_moves():
+    assert experiment.total_variation([0, 1, 0]) == 2
+    assert experiment.total_variation([0.5]) == experiment.total_variation([0.3, 0.3]) == 0
+    epochs = {10: {"acc_p": 0.5}, 2: {"acc_p": 1.0}, 3: {"binary": 0.0}, 1: {"acc_p": 0.25}}
+    assert accuracy.series(epochs, "acc_p") == ([1, 2, 10], [0.25, 1.0, 0.5])
+    assert accuracy.variation(epochs, "acc_p") == 1.25 and accuracy.variation(epochs, "acc_n") == 0
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 7])
+def test_accuracies_of_a_file_are_those_of_the_best_pairing_of_all(k):
+    scores = some_scores(k=k, classes=6)
+    config = with_settings(of_clustnet(), groups="0-2,3-5")
+    found = experiment.measured(config, scores)
+    for name, classes in (("acc_p", [0, 1, 2]), ("acc_n", [3, 4, 5])):
+        places = [*range(k), *[-1] * 3]
+        best = max(
+            sum(sum((scores.expert == e) & (scores.label == c)) for e, c in zip(experts, classes, strict=True))
+            for experts in set(permutations(places, 3))
+        )
+        assert found[name] == pytest.approx(best / np.isin(scores.label, classes).sum())
+    right = [int(b > a) == int(label < 3) for (a, b), label in zip(scores.log_probs, scores.label, strict=True)]
+    assert found["binary"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize("k", [3, 5, 8])
+def test_a_matrix_has_the_best_pairing_on_its_diagonal_and_columns_that_add_up_to_one(k):
+    scores = some_scores(k=k)
+    of = confusion.matrix(scores, [5, 6, 7, 8, 9])
+    assert sorted(of.experts) == list(range(k)) and of.classes == [5, 6, 7, 8, 9]
+    for row, expert in enumerate(of.experts):
+        for column, label in enumerate(of.classes):
+            assert of.counts[row, column] == sum((scores.expert == expert) & (scores.label == label))
+    np.testing.assert_allclose(of.shares.sum(axis=0), 1)
+    n = experiment.measured(of_clustnet(), scores)["acc_n"]
+    assert np.trace(of.counts) / of.counts.sum() == pytest.approx(n) or k < 5
+    without = confusion.matrix(scores._replace(label=scores.label % 8), [7, 8, 9])
+    np.testing.assert_array_equal(without.shares.sum(axis=0), [1, 0, 0])
+
+
+def test_experts_that_stand_for_no_class_come_last():
+    label = np.array([0, 0, 1, 1, 1, 2])
+    gate = np.eye(4)[[3, 3, 1, 1, 3, 1]]
+    of = confusion.matrix(Scores(label, label, np.zeros((6, 2)), gate, None), [0, 1, 2])
+    assert of.experts == [3, 1, 0, 2] and of.counts.tolist() == [[2, 1, 0], [0, 2, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@given(st.integers(1, 30), st.integers(2, 7), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_bars_of_certainty_add_up_to_one_and_fall(size, k, seed):
+    gate = np.random.default_rng(seed).dirichlet(np.full(k, 0.3), size)
+    found = certainty.ranked(gate)
+    expected = [sum(sorted(row, reverse=True)[rank] for row in gate.tolist()) / size for rank in range(k)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert found.sum() == pytest.approx(1) and (np.diff(found) <= 1e-12).all()
+
+
+def test_a_gate_that_is_sure_has_one_bar_and_one_that_knows_nothing_equal_ones():
+    assert certainty.ranked(np.eye(5)[[0, 3, 3, 4]]).tolist() == [1, 0, 0, 0, 0]
+    np.testing.assert_allclose(certainty.ranked(np.full((3, 4), 0.25)), 0.25)
+
+
+def tree(rng):
+    return {
+        "gate": {"hidden1": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}},
+        "experts": {"stack": {"conv1_norm": {"scale": np.ones(2), "bias": np.zeros(2)}}},
+    }
+
+
+def test_weights_move_by_their_share_of_where_they_began():
+    epochs = [tree(np.random.default_rng(seed)) for seed in range(3)]
+    epochs[2]["experts"]["stack"]["conv1_norm"] = {"scale": np.array([1.0, 2.5]), "bias": np.array([0.0, 2.0])}
+    found = weights.distances(map(weights.layers, epochs), False)
+    elementwise = weights.distances(map(weights.layers, epochs), True)
+    assert set(found) == {("gate", "hidden1"), ("experts", "stack/conv1_norm")}
+    flat = [np.concatenate([e["gate"]["hidden1"]["bias"], e["gate"]["hidden1"]["kernel"].ravel()]) for e in epochs]
+    for t in (1, 2):
+        square = sum((a - b) ** 2 for a, b in zip(flat[t], flat[t - 1], strict=True))
+        first = sum(w * w for w in flat[0])
+        assert found["gate", "hidden1"][t - 1] == pytest.approx((square / first) ** 0.5)
+        shares = sum(((a - b) / c) ** 2 for a, b, c in zip(flat[t], flat[t - 1], flat[0], strict=True))
+        assert elementwise["gate", "hidden1"][t - 1] == pytest.approx(shares**0.5)
+    assert found["experts", "stack/conv1_norm"] == [0, pytest.approx(2.5 / 2**0.5)]
+    assert elementwise["experts", "stack/conv1_norm"] == [0, 1.5]  # what began at 0 does not count
+
+
+def test_weights_that_stay_have_not_moved_and_those_that_began_at_zero_are_no_division_by_it():
+    same = weights.layers(tree(np.random.default_rng(0)))
+    for elementwise in (False, True):
+        assert {d for of in weights.distances([same, same, same], elementwise).values() for d in of} == {0.0}
+    zero, moved = {("gate", "bias"): np.zeros(3)}, {("gate", "bias"): np.full(3, 1e-9)}
+    assert weights.distances([zero, moved], False)["gate", "bias"] == [pytest.approx(3**0.5 * 0.1)]
+    panel = weights.panel("gate", [1, 2], {"a": [0.0, 1.0], "b": [1.0, 4.0]})
+    assert (panel.lines[0].label, panel.lines[0].y) == ("mean", [0.5, 2.5])
+
+
+def experts_of(found):
+    """A stand-in for what a method says of its experts."""
+    return lambda params, extra, images: {name: jnp.asarray(array)[images] for name, array in found.items()}
+
+
+def mixture_of(size=23, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    choice = np.eye(k, dtype=np.float32)[rng.integers(0, k, size)]
+    maps = rng.standard_normal((size, k, 4, 4, 2)).astype(np.float32)
+    maps[rng.uniform(size=maps.shape) < 0.3] = 0
+    maps[0, :] = 0
+    return {"choice": choice, "input": choice[:, :, None, None, None] * maps, "conv1": np.maximum(maps, 0)}
+
+
+def in_batches(function, found, size=7):
+    """What a program says of all images, in batches."""
+    ids = np.arange(len(found["choice"]))
+    parts = np.split(ids, range(size, len(ids), size))
+    return [jax.device_get(function(experts_of(found))(None, None, part)) for part in parts]
+
+
+def test_sparsity_is_the_mean_share_of_zeros_over_all_pairs_and_over_chosen_ones():
+    there = mixture_of()
+    found = sparsity.shares(in_batches(lambda experts: partial(sparsity.zeros, experts), there))
+    assert list(found) == ["input", "conv1"]
+    for name, of in found.items():
+        every, chosen = [], []
+        for i, choice in enumerate(there["choice"].argmax(axis=1)):
+            shares = [np.mean([x == 0 for x in expert.ravel().tolist()]) for expert in there[name][i]]
+            every += shares
+            chosen.append(shares[choice])
+        assert of == {"all": pytest.approx(np.mean(every)), "chosen": pytest.approx(np.mean(chosen))}
+    zeros = {name: np.zeros_like(array) for name, array in there.items()}
+    found = sparsity.shares(in_batches(lambda experts: partial(sparsity.zeros, experts), zeros))
+    assert found["conv1"] == {"all": 1.0, "chosen": 1.0}
+
+
+@pytest.mark.parametrize("stat", ["std", "var"])
+@pytest.mark.parametrize("layer", ["input", "conv1"])
+def test_variance_of_maps_is_that_over_the_images_of_a_group_that_an_expert_is_given(stat, layer):
+    there = mixture_of(size=40)
+    group = np.random.default_rng(1).integers(-1, 2, 40)
+    group[:2] = 1
+    batches = in_batches(lambda experts: partial(map_variance.chosen_maps, experts, layer), there)
+    found = map_variance.spread(batches, group, 3, stat)
+    for g in (0, 1):
+        for expert in range(3):
+            own = (there["choice"].argmax(axis=1) == expert) & (group == g)
+            maps = [m.astype(np.float64) for m in there[layer][own, expert] if np.any(m != 0)]
+            expected = getattr(np, stat)(maps, axis=0, ddof=1).mean()
+            assert found[g][expert] == pytest.approx(expected, rel=1e-6)
+
+
+def test_maps_that_are_all_the_same_have_no_variance_and_a_single_one_has_none_to_tell():
+    same = np.broadcast_to(np.random.default_rng(0).standard_normal((4, 4)), (6, 4, 4))
+    batches = [{"expert": np.array([0, 0, 1]), "map": same[:3]}, {"expert": np.array([0, 0, 0]), "map": same[3:]}]
+    for stat in ("std", "var"):
+        found = map_variance.spread(batches, np.array([1, 1, 1, 0, 0, 1]), 2, stat)
+        assert found[1][0] == pytest.approx(0, abs=1e-12) and found[0][0] == pytest.approx(0, abs=1e-12)
+        assert np.isnan(found[1][1]) and np.isnan(found[0][1])
+
+
+def test_failures_are_exactly_the_images_in_the_wrong_group():
+    scores = some_scores(50)
+    expected = [i for i in range(50) if int(scores.log_probs[i, 1] > scores.log_probs[i, 0]) != scores.group[i]]
+    assert 10 < len(expected) < 40
+    found = failures.wrong(50, True, scores)
+    assert found.id.tolist() == expected
+    np.testing.assert_array_equal(found.scores.gate, scores.gate[expected])
+    ids = np.random.default_rng(0).permutation(90)[:50]
+    named = failures.wrong(90, False, scores._replace(id=ids))
+    assert named.id.tolist() == ids[expected].tolist()
+    unknown = failures.wrong(50, True, scores._replace(group=np.full(50, -1)))
+    assert not len(unknown.id)
+    for size, in_order in ((51, True), (50, False)):
+        with pytest.raises(DataError, match=f"50 rows for {size} images, and no column sampleIdx"):
+            failures.wrong(size, in_order, scores)
+    with pytest.raises(DataError, match="names image 89 of 40|names image .* of 40"):
+        failures.wrong(40, False, scores._replace(id=ids))
+
+
+def test_an_image_is_stretched_to_all_values_and_enlarged_without_smoothing():
+    image = np.array([[[10], [20]], [[30], [50]]], np.uint8)
+    found = np.asarray(failures.enlarged(image))
+    assert found.shape == (300, 300)
+    assert [found[0, 0], found[0, 299], found[299, 0], found[299, 299]] == [0, 64, 128, 255]
+    assert (found[:150, :150] == 0).all() and (found[150:, 150:] == 255).all()
+    assert np.asarray(failures.enlarged(np.full((2, 2, 1), 7, np.uint8))).max() == 0
+    colour = np.asarray(failures.enlarged(np.array([[[0, 100, 200]]], np.uint8)))
+    assert colour.shape == (300, 300, 3) and colour[9, 9].tolist() == [0, 128, 255]
+
+
+# Pictures of files alone.
+
+
+def test_accuracies_are_joined_by_net_whatever_epochs_each_has(tmp_path):
+    folder = experiment_of(tmp_path, [0.1 * (12 - i) for i in range(12)])
+    for number in range(1, 13):
+        for epoch in range(number % 3, 4):
+            written(folder / f"net{number}", epoch, some_scores(seed=100 * number + epoch))
+    (folder / "net3" / "scores" / "epoch2.csv").write_text("#origTarg,targ,pred[2],clust[5]\n1,1,-0.1")
+    for path in (folder / "net5" / "scores").iterdir():
+        path.unlink()
+    nets = experiment.read(folder, of_clustnet())
+    (folder / "drawn").mkdir()
+    shown = accuracy.compare(nets)(folder / "drawn")
+    assert [image.file for image in shown.images] == ["accuracy.png", "variation.png"]
+    assert [words.partition(": ")[0] for words in shown.skipped] == ["net 5", "net3/scores/epoch2.csv"]
+    with (folder / "drawn" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    order = [12, 11, 10, 9, 8, 7, 6, 4, 3, 2, 1]
+    expected = [(n, e) for n in order for e in range(n % 3, 4) if (n, e) != (3, 2)]
+    assert [(int(row["net"]), int(row["epoch"])) for row in rows] == expected
+    assert [row["clustnet.lr"] for row in rows if row["net"] == "12"][0] == str(0.1 * 1)
+    for row in rows[::5]:
+        scores = some_scores(seed=100 * int(row["net"]) + int(row["epoch"]))
+        values = experiment.measured(nets[0].config, scores)
+        assert float(row["acc_p"]) == pytest.approx(values["acc_p"]) and float(row["nll"]) == pytest.approx(
+            values["nll"]
+        )
+    with pytest.raises(DataError, match="scores has no epoch1.csv and the like"):
+        accuracy.compare([nets[4]])
+
+
+def test_each_net_has_its_own_matrices_and_bars(tmp_path):
+    for epoch in (0, 1, 4):
+        written(tmp_path, epoch, some_scores(seed=epoch))
+    (tmp_path / "drawn").mkdir()
+    shown = confusion.read(net_in(tmp_path, report__epochs="1-4"))(tmp_path / "drawn")
+    assert [image.file for image in shown.images] == [f"{g}-epoch{e}.png" for e in (1, 4) for g in "pn"]
+    with (tmp_path / "drawn" / "n-epoch4.csv").open() as file:
+        header, *rows = csv.reader(file)
+    of = confusion.matrix(some_scores(seed=4), [5, 6, 7, 8, 9])
+    assert header == ["expert", "5", "6", "7", "8", "9"] and [int(row[0]) for row in rows] == of.experts
+    assert [[int(cell) for cell in row[1:]] for row in rows] == of.counts.tolist()
+    assert [image.file for image in confusion.read(net_in(tmp_path))(tmp_path).images] == [
+        "p-epoch4.png",
+        "n-epoch4.png",
+    ]
+    shown = certainty.read(net_in(tmp_path))(tmp_path / "drawn")
+    with Image.open(tmp_path / "drawn" / shown.images[0].dark) as picture:
+        assert picture.width > 300
+    with (tmp_path / "drawn" / "certainty.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop("epoch") for row in rows] == ["0", "1", "4"]
+    assert all(sum(map(float, row.values())) == pytest.approx(1) for row in rows)
+
+
+# All of them, of a real sweep.
+
+ALL = "weights,sparsity,accuracy,failures,certainty,map_variance,tsne,confusion"
+FILES = {
+    "certainty": {"certainty.png", "certainty.csv"},
+    "confusion": {"p-epoch3.png", "n-epoch3.png", "p-epoch3.csv", "n-epoch3.csv"},
+    "failures": {"epoch3.csv", "epoch3"},
+    "map_variance": {"p-conv1.png", "n-conv1.png", "conv1.csv"},
+    "sparsity": {"sparsity.png", "sparsity.csv"},
+    "tsne": {"tsne.png", "tsne-pixels.png"},
+    "weights": {"weights.png", "weights.csv"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A few digits, some of them for testing."""
+    split = few_digits(120).splits["train"]
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=split.images[:80], labels=split.labels[:80],
+             test_images=split.images[80:], test_labels=split.labels[80:])  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(digits, tmp_path_factory):
+    """Two nets, of three epochs and of two, which compile the same programs."""
+    folder = tmp_path_factory.mktemp("runs") / "exp"
+    sizes = (
+        "gate.dense_layers=1",
+        "gate.dense_size=(1,)",
+        "experts.layers=2",
+        "experts.channels=2",
+        "experts.pool_out=2",
+    )
+    code = run("--config=configs/clustnet.py:digits", "--job=sweep", f"--workdir={folder}", "--config.sweep=rounds=3,2",
+               f"--config.data.source=npz:{digits}", "--config.clustnet.lr=0.1", "--config.batch_size=16",
+               "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never",
+               *(f"--config.clustnet.{size}" for size in sizes))  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def report(folder, *arguments):
+    return run("--job=report", f"--workdir={folder}", *(f"--config.report.{argument}" for argument in arguments))
+
+
+def there(folder):
+    """The files of each picture, without those for dark pages."""
+    return {
+        path.name: {file.name for file in path.iterdir() if "-dark" not in file.name} - {"gallery.json"}
+        for path in (folder / "pictures").iterdir()
+    }
+
+
+@pytest.mark.medium
+def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
+    assert there(swept / "net1") == {name: FILES[name] for name in ("confusion", "certainty")} | {
+        "accuracy": {"accuracy.png", "variation.png", "metrics.csv"}
+    }
+    damaged = swept / "net2" / "scores" / "epoch1.csv"
+    damaged.write_text(damaged.read_text()[:-9])
+    assert report(swept, f"pictures={ALL}", "pixels=True", "map_variance.layer=1") == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said
+    assert said.count("skipped: net2/scores/epoch1.csv: ends in the middle of a line") == 2  # certainty, accuracy
+    for number, last in ((1, 3), (2, 2)):
+        found = there(swept / f"net{number}")
+        files = {name: {file.replace("epoch3", f"epoch{last}") for file in of} for name, of in FILES.items()}
+        assert {name: of - {f"epoch{last}.png"} for name, of in found.items() if name in FILES} == files
+    assert set(there(swept)) == {"accuracy", "sparsity"}
+    page = Page(swept / "report" / "index.html")
+    for name in ("accuracy/accuracy.png", "accuracy/variation-dark.png", "sparsity/sparsity.png"):
+        assert f"../pictures/{name}" in page.links
+    assert "net2/scores/epoch1.csv: ends in the middle of a line" in page.text
+    page = Page(swept / "net2" / "report" / "index.html")
+    assert "../pictures/map_variance/p-conv1.png" in page.links and "ends in the middle of a line" in page.text
+    assert all((swept / "net2" / "report" / link).exists() for link in page.links)
