@@ -248,6 +248,16 @@ def test_inception_knows_images_from_minus_one_to_one(file_of):
     assert "config.data.mean=(0.5,)" in torch_file.summary(config, weights, pretrained.Matched({}, [], []))
 
 
+def test_the_scaling_of_the_published_dscl_is_a_mean_and_a_deviation():
+    pixels = np.linspace(0, 1, 5)[:, None]
+    mean, std = map(np.array, pretrained.IMAGENET)
+    expected = pixels * (std / 0.5) + (mean - 0.5) / 0.5  # section 5.5 of its specification
+    config = config_lib.base()
+    config.data.mean, config.data.std = (0.0655, 0.1964, 0.4178), (2.1834, 2.2321, 2.2222)
+    data = config_lib.validate(config).data
+    np.testing.assert_allclose((pixels - data.mean) / data.std, expected, atol=1e-4)
+
+
 # Files
 
 

@@ -95,8 +95,9 @@ def summary(config: ConfigDict, weights: Weights, matched: Matched) -> str:
     said = [
         f"{len(matched.used)} of its {len(weights.shapes)} tensors fill {name}",
         f"unused: {_listed(unused)}" + (f", and {counters} counters of batches" if counters else ""),
-        f"as it was drawn: {_listed(matched.missing)}",
     ]
+    if matched.missing:
+        said.append(f"as it was drawn: {_listed(matched.missing)}")
     mean, std = pretrained.MEANS.get(name, pretrained.IMAGENET)
     words = f"{weights.path}: {'; '.join(said)}"
     if _same(config.data.mean, mean) and _same(config.data.std, std):
