@@ -15,7 +15,7 @@ from small import few_digits, few_vectors, prepared, run, trained, with_settings
 from jaxclust import runtime
 from jaxclust.cluster import warn_once
 from jaxclust.errors import ConfigError, DataError
-from jaxclust.methods import closed_form, dscl, embedding
+from jaxclust.methods import closed_form, embedding
 from jaxclust.ops.spectral import dscl_loss
 from jaxclust.train import loop
 

@@ -33,7 +33,7 @@ def single(*arrays):
 
 
 def slow(f, y, ridge=None):
-    """L and its gradient with explicit n x n matrices: C = Y N^-1 Y' and P = F F^+, or of a ridge F (F'F + lam)^-1 F'."""
+    """L and its gradient with n x n matrices: C = Y N^-1 Y' and P = F F^+, or of a ridge F (F'F + lam)^-1 F'."""
     f, y = np.float64(f), np.float64(y)
     c = y / np.maximum(y.sum(axis=0), 1) @ y.T
     present = np.count_nonzero(y.sum(axis=0))
