@@ -111,7 +111,9 @@ FIELDS: dict[str, Any] = {
     "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
     "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
-        "source": name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "source": name(
+            "digits", "digits, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME or features:FILE"
+        ),
         "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
         "label": text("", "tfds: the feature that is the class, such as 'coarse_label'; empty: the data set's own"),
         "train": Field(
@@ -125,6 +127,7 @@ FIELDS: dict[str, Any] = {
             "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
             "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
+        "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
@@ -262,7 +265,16 @@ FIELDS: dict[str, Any] = {
         "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),
         "knn_k": number(20, 1, 10_000, "knn: neighbours that vote"),
         "knn_temperature": positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
-        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
+        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval, readouts: each K of R@K"),
+        "readouts": name("l2,spectral", "readouts: some of raw, l2, spectral and njw, separated by commas"),
+        "spectral_center": flag(False, "spectral: whether the mean of the features is taken off first"),
+        "njw_neighbours": number(20, 1, 10_000, "njw: edges from each image in the graph of nearest neighbours"),
+        "njw_scale": choice(
+            "local", ("median", "cosine"), "njw: width of the graph's kernel, or cosines as its weights"
+        ),
+        "nmi_runs": number(10, 0, 1000, "readouts: restarts of the k-means whose NMI is told; 0: none is"),
+        "save_retrieval": flag(False, "whether features, labels and nearest neighbours are kept in retrieval.npz"),
+        "untrained": flag(False, "whether the network is also judged before it is trained"),
         "lowlabel_percent": some((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
         "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,

@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     workdir_lib.write(config, workdir, source, used)
     with stop_signal() as stop:
         finished = all(is_finished(stage) for stage in stages)
+        evaluate.write_untrained(stages[0], sources[names[0]])
         for stage in stages:
             snapshot = run_stage(stage, stop)
             if len(stages) > 1:
