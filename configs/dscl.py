@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = c.base()
     config.method = config.stages = "dscl"
     config.sampler = "pk"
-    config.evaluate.suite = "retrieval"
+    config.evaluate.suite, config.evaluate.untrained = "readouts", True
     config.rounds = 0
     digits(config)
     variants = {

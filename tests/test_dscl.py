@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import linalg
 from small import few_digits, few_vectors, prepared, run, trained, with_settings
 
 from jaxclust import runtime
@@ -100,8 +101,8 @@ def test_small_batches_as_problems_of_their_own_are_averaged(tmp_path):
     f = np.asarray(jax.jit(stage.method.embed)(state.params, state.extra, batch["views"]["train"])).reshape(2, 24, 5)
     y = np.eye(10, dtype=np.float32)[batch["target"]].reshape(2, 24, 10)
     own = jax.jit(jax.vmap(dscl_loss))(f, y)
-    assert value == pytest.approx(np.mean(own.loss), rel=1e-4)
-    assert metrics["reference"] == pytest.approx(np.mean(own.reference), rel=1e-5)
+    assert value == pytest.approx(np.asarray(own.loss).mean(), rel=1e-4)
+    assert metrics["reference"] == pytest.approx(np.asarray(own.reference).mean(), rel=1e-5)
     mean = gradient(ready(tmp_path, dscl__mean_gradient=True, dscl__grad_scale=0.5, **small), state, batch)
     assert mean[0] == pytest.approx(value / 24, rel=1e-5)
     assert_close(mean[1], jax.tree.map(lambda leaf: leaf / 48, found), rtol=1e-4, atol=1e-7)
@@ -199,60 +200,52 @@ def test_d8_a_bad_step_changes_nothing_but_the_counters(name, stepping, tmp_path
     assert on.sums["skipped"] == 1 and (on.params["top"]["kernel"] != after.params["top"]["kernel"]).any()
 
 
-def toy(n=600, p=40, classes=10, seed=0):
+def toy(n=200, p=12, classes=10, seed=0):
     """Overlapping classes, which no linear layer tells apart."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(n) % classes).astype(np.int32)
-    return (0.6 * rng.normal(size=(classes, p))[labels] + rng.normal(size=(n, p)) + 0.5), labels
-
-
-def loss_of(optimum, x, labels, classes=10):
-    f = x @ optimum.kernel + optimum.bias
-    return float(dscl_loss(jnp.asarray(f), jax.nn.one_hot(labels, classes, dtype=jnp.float64)).loss)
+    return (rng.normal(size=(classes, p))[labels] + rng.normal(size=(n, p)) + 0.5), labels
 
 
 def test_d9_the_closed_form_is_the_optimum_of_a_linear_layer(float64):
     x, labels = toy()
-    moments = closed_form.moments(((x[i : i + 70], labels[i : i + 70]) for i in range(0, 600, 70)), 40, 10)
-    for d in (4, 10, 15):
-        found = closed_form.optimum(moments, d)
-        assert abs(loss_of(found, x, labels) - found.loss) < 1e-6
-    found = closed_form.optimum(moments, 8)
-    with_ones, j = np.column_stack([x, np.ones(600)]), np.eye(10)[labels] / np.sqrt(60)
-    from scipy import linalg
-
+    moments = closed_form.moments(((x[i : i + 70], labels[i : i + 70]) for i in range(0, 200, 70)), 12, 10)
+    found = closed_form.optimum(moments, 6)
+    with_ones, j = np.column_stack([x, np.ones(200)]), np.eye(10)[labels] / np.sqrt(20)
     values = linalg.eigh(with_ones.T @ j @ j.T @ with_ones, with_ones.T @ with_ones, eigvals_only=True)
-    assert found.loss == pytest.approx(10 - values[-8:].sum(), abs=1e-9)
+    assert found.loss == pytest.approx(10 - values[-6:].sum(), abs=1e-9)
 
     rows, y = jnp.asarray(x), jax.nn.one_hot(labels, 10, dtype=jnp.float64)
-    adam, rng = optax.adam(optax.cosine_decay_schedule(5e-2, 400)), np.random.default_rng(1)
-    params = {"w": jnp.asarray(0.01 * rng.normal(size=(40, 8))), "b": jnp.zeros(8)}
+    adam, rng = optax.adam(optax.cosine_decay_schedule(5e-2, 800)), np.random.default_rng(1)
+    params = {"w": jnp.asarray(0.01 * rng.normal(size=(12, 6))), "b": jnp.zeros(6)}
+
+    @jax.jit
+    def loss(params):
+        return dscl_loss(rows @ params["w"] + params["b"], y).loss
 
     @jax.jit
     def learnt(params):
         def step(carry, _):
-            gradient = jax.grad(lambda p: dscl_loss(rows @ p["w"] + p["b"], y).loss)(carry[0])
-            changes, moments = adam.update(gradient, carry[1])
+            changes, moments = adam.update(jax.grad(loss)(carry[0]), carry[1])
             return (optax.apply_updates(carry[0], changes), moments), None
 
-        return jax.lax.scan(step, (params, adam.init(params)), None, length=400)[0][0]
+        return jax.lax.scan(step, (params, adam.init(params)), None, length=800)[0][0]
 
-    reached = learnt(params)
-    assert dscl_loss(rows @ reached["w"] + reached["b"], y).loss == pytest.approx(found.loss, abs=1e-3)
+    assert loss({"w": found.kernel, "b": found.bias}) == pytest.approx(found.loss, abs=1e-6)
+    assert found.loss > 0.3 and loss(learnt(params)) == pytest.approx(found.loss, abs=1e-3)
 
 
 def test_d9_the_closed_form_stands_dead_features_a_ridge_and_unknown_classes():
     x, labels = toy()
-    moments = closed_form.moments([(x, labels)], 40, 10)
+    moments = closed_form.moments([(x, labels)], 12, 10)
     plain = closed_form.optimum(moments, 6)
-    dead = np.column_stack([x, np.zeros(600), 1e6 * x[:, 0]])
-    labels_of = np.where(np.arange(610) < 600, np.resize(labels, 610), -1).astype(np.int32)
-    more = np.concatenate([dead, np.full((10, 42), 7.0)])
-    found = closed_form.optimum(closed_form.moments([(more, labels_of)], 42, 12), 6)
+    more = np.concatenate([np.column_stack([x, np.zeros(200), 1e6 * x[:, 0]]), np.full((10, 14), 7.0)])
+    labels_of = np.append(labels, np.full(10, -1, np.int32))
+    found = closed_form.optimum(closed_form.moments([(more, labels_of)], 14, 12), 6)
     assert found.loss == pytest.approx(plain.loss, abs=1e-6) and np.isfinite(found.kernel).all()
     assert closed_form.optimum(moments, 6, ridge=0.1).loss > plain.loss + 1e-3
     f = x @ plain.kernel + plain.bias
-    np.testing.assert_allclose(f.T @ f, np.eye(6) * 100, atol=1e-6)
+    np.testing.assert_allclose(f.T @ f, np.eye(6) * 200 / 6, atol=1e-6)
     few = closed_form.optimum(closed_form.moments([(x[:, :2], labels)], 2, 10), 6)
     assert not few.kernel[:, 3:].any() and few.kernel.shape == (2, 6)
 
