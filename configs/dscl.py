@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = c.base()
     config.method = config.stages = "dscl"
     config.sampler = "pk"
-    config.evaluate.suite = "retrieval"
+    config.evaluate.suite, config.evaluate.untrained = "readouts", True
     config.rounds = 0
     digits(config)
     variants = {
@@ -31,8 +31,10 @@ def get_config(variant: str = "") -> ConfigDict:
 def digits(config: ConfigDict) -> None:
     """Digits 0 to 4 of scikit-learn's 8 x 8 are learnt from, by a small network; 5 to 9 are searched."""
     config.data.source, config.data.train_classes = "digits", "0-4"
-    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 500, 100, 5
-    config.dscl.bn = "small_batch"
+    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 500, 500, 5
+    config.dscl.bn, config.dscl.ridge = "small_batch", 0.1
+    config.optimizer.body.lr, config.optimizer.top.lr = 5e-4, 1e-3
+    config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
     config.steps, config.refresh_every, config.log_every = 200, "20 steps", "5 steps"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
@@ -44,7 +46,7 @@ def tiny(config: ConfigDict) -> None:
     config.data.image_size, config.data.channels = 32, 3
     config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.model.name, config.model.stem, config.model.width = "resnet18", "small", 32
-    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 800, 100, 20
+    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 800, 400, 20
     config.dscl.bn = "small_batch"
     config.steps, config.refresh_every, config.log_every = 150, "10 steps", "1 step"
     config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
@@ -61,9 +63,10 @@ def cars196(config: ConfigDict) -> None:
     config.model.name = "resnet50"
     config.freeze_body = True
     config.batch_size, config.eval_batch_size, config.dscl.vector_size = 6000, 64, 98
-    config.dscl.small_batch_size, config.dscl.bn = 60, "frozen"
+    config.dscl.small_batch_size, config.dscl.bn, config.dscl.ridge = 60, "frozen", 0.0
     config.steps, config.refresh_every, config.log_every = 400, "10 steps", "1 step"
     config.optimizer.top.name, config.optimizer.top.lr = "adam", 1e-3
+    config.optimizer.body.schedule = config.optimizer.top.schedule = "none"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
     view.crop_area, view.crop_area_max, view.flip = 0.4, 0.95, 0.5

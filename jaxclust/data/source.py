@@ -44,8 +44,8 @@ def read(data: ConfigDict) -> Source:
                 f"config.data.train={data.train!r}: {source.name} has no split {name!r}"
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
-    if data.train_classes:
-        return disjoint(source, data.train_classes, names)
+    if train_classes := data.train_classes or getattr(module, "TRAIN_CLASSES", ""):
+        return disjoint(source, train_classes, names)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}

@@ -117,7 +117,9 @@ FIELDS: dict[str, Any] = {
     "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
     "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
-        "source": name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "source": name(
+            "digits", "digits, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME or features:FILE"
+        ),
         "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
         "label": text("", "tfds: the feature that is the class, such as 'coarse_label'; empty: the data set's own"),
         "train": Field(
@@ -131,6 +133,7 @@ FIELDS: dict[str, Any] = {
             "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
             "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
+        "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
