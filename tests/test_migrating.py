@@ -15,7 +15,12 @@ from jaxclust import main, models, plugins
 TEXT = Path("docs/migrating.md").read_text()
 BASE = "--config=configs/deepcluster.py"
 OF_SPICE = "--config=configs/spice.py:cifar10"
-OWN = {f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.", OF_SPICE: r"\.(stage|views\.query)\."}
+OF_DSCL = "--config=configs/dscl.py:seed"
+OWN = {
+    f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.",
+    OF_SPICE: r"\.(stage|views\.query)\.",
+    OF_DSCL: r"config\.(steps=|dscl\.)",
+}
 
 FLAGS = [
     "DIR", "--arch", "-a", "--sobel", "--clustering", "--nmb_cluster", "--k", "--lr", "--wd", "--reassign", "--workers",
@@ -44,8 +49,16 @@ SPICE = [
     "num_repeat", "num_head", "num_cluster", "center_ratio", "batch_size_test", "img_size", "mean", "std", "--moco-dim",
     "--moco-k", "--moco-m", "--moco-t", "--mlp", "--aug-plus", "--cos", "show_images",
 ]  # fmt: skip
-DSCL_DATA = ["--data_dir", "CustomDataset", "--label_size", "--width_size", "car_ims_cropped", "--save_as_numpy"]
 PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ-retrieval.py", "--count"]
+
+
+DSCL = [
+    "--data_dir", "--dataset", "--width_size", "--channels", "--label_size", "--vector_size", "--large_batch_size",
+    "--small_batch_size", "--large_batch_epoch", "--dropout_rate", "--fine_tune", "test.py", "--save_as_numpy", "--eps",
+    "CustomDataset", "car_ims_cropped",
+    "--display_winsize", "--display_id", "--display_port", "--display_single_pane_ncols", "--plot_freq",
+    "--print_small_batch", "--num_preprocess_workers", "--gpu_ids", "--ckpt_dir", "--test_dir",
+]  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -91,7 +104,7 @@ def overrides(text):
 
 
 def parse(arguments, base=BASE):
-    """The command; settings that only the second version or SPICE has need its config."""
+    """The command; settings that only the second version, SPICE or DSCL has need its config."""
     for config, own in OWN.items():
         base = config if any(re.search(own, a) for a in arguments) else base
     first = [] if any(a.startswith("--config=") for a in arguments) else [base]
@@ -116,7 +129,8 @@ APPLIED = [row for row in ROWS if {"default", "ours"} <= row.cells.keys()]
 
 
 def base_of(row):
-    return {"DeepCluster-v2, `main_deepclusterv2.py`": f"{BASE}:v2", "SPICE": OF_SPICE}.get(row.section, BASE)
+    v2, dscl = "DeepCluster-v2, `main_deepclusterv2.py`", "DSCL, `train.py` and `test.py`"
+    return {v2: f"{BASE}:v2", "SPICE": OF_SPICE, dscl: OF_DSCL}.get(row.section, BASE)
 
 
 def title(row):
@@ -132,7 +146,7 @@ def test_the_tables_are_all_read():
 
 def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
     names = Counter(name for row in ROWS for name in spans(row.cells["original"]))
-    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES, *SPICE, *DSCL_DATA]
+    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES, *SPICE, *DSCL]
     assert {name: names[name] for name in known} == dict.fromkeys(known, 1)
     assert max(names.values()) == 1
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from jaxclust.fields.clustnet import CLUSTNET
+from jaxclust.fields.dscl import DSCL
 from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
 _VIEW = {
@@ -101,12 +102,14 @@ FIELDS: dict[str, Any] = {
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
         "uniform_cluster",
-        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first"),
+        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first", "pk"),
         "how a round draws its images; of resample, partition and fixed no batch holds an image twice: each is drawn "
         "anew, is a chunk of one permutation, or is always the same chunk, and an epoch has only whole batches; "
-        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn",
+        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn; pk: in each batch "
+        "equally many of each class, of all classes or of as many as have `images_per_class`",
     ),
     "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
+    "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
         "source": name(
             "digits", "digits, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME or features:FILE"
@@ -254,6 +257,7 @@ FIELDS: dict[str, Any] = {
         "ema": number(0.999, 0.0, 1.0, "share of itself that the average of the parameters keeps in a step"),
     },
     "clustnet": CLUSTNET,
+    "dscl": DSCL,
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": name("clustering", "names of the evaluations, separated by commas"),

@@ -59,8 +59,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def is_bare(config: ConfigDict) -> bool:
-    """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body and steps."""
-    trains = config.freeze_body and (config.rounds or config.steps)
+    """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body, and steps or
+    a solution without any."""
+    solved = config.method == "dscl" and config.dscl.solver == "closed_form"
+    trains = config.freeze_body and (config.rounds or config.steps or solved)
     return config.data.source.partition(":")[0] == "features" and not trains
 
 

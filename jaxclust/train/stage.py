@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxclust import methods, runtime
+from jaxclust.cluster import warn_once
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
@@ -44,6 +45,7 @@ class Stage(NamedTuple):
     step: train_step.Step
     embed: Program
     look: Program  # what refresh sees
+    body: Program  # what is kept of images that a frozen body has seen
     predict: Program | None
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
@@ -101,6 +103,7 @@ def prepare(
     return Stage(
         name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
         embed, compile_for(method.look, mesh) if method.look else embed,
+        compile_for(method.body, mesh) if method.body else embed,
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes,
     )  # fmt: skip
@@ -150,10 +153,23 @@ def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split
     if method.labels is None or split.labels is None:
         return None
     if method.labels == "class":
-        return split.labels
+        return without_small(split.labels, method.class_size)
     assert info.num_classes is not None
     known = (split.labels >= 0) & (split.labels < info.num_classes)
     return np.where(known, groups_of(config.groups, info.num_classes)[np.where(known, split.labels, 0)], -1)
+
+
+def without_small(labels: np.ndarray, least: int) -> np.ndarray:
+    """Labels int [N] where those of classes with fewer than `least` images are unknown, which is said."""
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    small = np.flatnonzero((sizes > 0) & (sizes < least))
+    if not len(small):
+        return labels
+    warn_once(
+        f"{len(small)} of {np.count_nonzero(sizes)} classes have fewer than {least} images and are not trained on "
+        f"(their numbers: {', '.join(map(str, small[:5]))}{', …' if len(small) > 5 else ''})"
+    )
+    return np.where(np.isin(labels, small), -1, labels)
 
 
 def first_targets(
