@@ -59,6 +59,7 @@ def cars196(config: ConfigDict) -> None:
     """The last layer on features of cars, cropped to their boxes: classes 1 to 98 are learnt from (section 6)."""
     config.data.source, config.data.train_classes = "cars196:data/cars196", "first:98"
     config.data.image_size, config.data.channels, config.data.num_images = 299, 3, 8_054
+    config.data.stretch = True
     config.data.mean, config.data.std = (0.5,), (0.5,)
     config.model.name = "resnet50"
     config.freeze_body = True

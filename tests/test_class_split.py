@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,8 +86,8 @@ def test_classes_need_labels_and_both_sides_some_images(tmp_path):
     for text, counts in {"0-2": r"takes 3 of 3 classes .* leaves 0 images", "0.1": "takes 0 of 3 classes"}.items():
         with pytest.raises(ConfigError, match=counts):
             open_source(config_of(archive(tmp_path / "mine.npz"), train_classes=text))
-    split = from_array(pixels(0, 4)[..., None], (8, 8, 1), str)
-    object.__setattr__(split, "labels", np.array([0, 0, 2, 2], np.int32))  # nothing of class 1
+    labels = np.array([0, 0, 2, 2], np.int32)  # nothing of class 1
+    split = replace(from_array(pixels(0, 4)[..., None], (8, 8, 1), str), labels=labels)
     source = Source("gap", {"train": split}, ("a", "b", "c"), [])
     with pytest.raises(ConfigError, match="takes 1 of 3 classes of gap with 0 images to train on"):
         class_split.disjoint(source, "b", ["train"])
@@ -110,8 +111,8 @@ def test_class_folders_in_several_splits_and_sizes(tmp_path, cache):
 @settings(max_examples=30, deadline=None)
 def test_a_class_is_on_one_side_and_each_image_of_one_is_there_once(labels, trained):
     labels = np.array([*labels, *range(6)], np.int32)  # each class has an image
-    split = from_array(np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1), (1, 1, 1), str)
-    object.__setattr__(split, "labels", labels)
+    one = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    split = replace(from_array(one, (1, 1, 1), str), labels=labels)
     names = tuple("abcdef")
     made = class_split.disjoint(Source("any", {"train": split}, names, []), ",".join(map(str, trained)), ["train"])
     found = {}

@@ -56,6 +56,23 @@ def test_a_box_is_cut_out_of_the_upright_image_before_it_is_reduced(tmp_path):
         decode(path, 3, 100, 10**6, Box(3, 2, 31, 8))
 
 
+@pytest.mark.parametrize("cache", [10**6, 0])
+def test_stretched_images_keep_their_ends(tmp_path, cache):
+    """Of a wide box the middle would be cut out; stretched, its first and last columns are the outer ones."""
+    picture(tmp_path / "a.png")
+    place = table(tmp_path, "path,x1,y1,x2,y2\na.png,0,0,30,10\na.png,,,,\n")
+    split = open_source(config_of(place, image_size=7, cache_bytes=cache, stretch=True)).splits["train"]
+    got = [pixels_of(split, i).astype(int) for i in range(2)]
+    assert [pixels.shape for pixels in got] == [(8, 8, 3)] * 2
+    assert (got[0][:, 0, 1] < 24).all() and (got[0][:, -1, 1] > 8 * 29 - 24).all()
+    assert got[0][-1, 0, 0] < 100 < got[1][-1, 0, 0]  # of ten rows and of twenty
+    whole = open_source(config_of(place, image_size=7, cache_bytes=cache)).splits["train"]
+    assert [pixels_of(whole, i).shape for i in range(2)] == [(8, 24, 3), (8, 12, 3)]
+    np.savez(tmp_path / "wide.npz", images=np.arange(2 * 4 * 12, dtype=np.uint8).reshape(2, 4, 12))
+    config = config_of(f"npz:{tmp_path / 'wide.npz'}", image_size=7, stretch=True)
+    assert pixels_of(open_source(config).splits["train"], 1).shape == (8, 8, 1)
+
+
 def test_a_box_ends_where_its_image_does():
     assert within(Box(-3, 2, 40, 50), *SIZE) == (0, 2, 30, 20) and within(Box(0, 0, 30, 20), *SIZE) == (0, 0, 30, 20)
     for outside in (Box(30, 0, 40, 10), Box(-5, 0, 0, 10), Box(0, 20, 5, 30), Box(0, -4, 5, 0)):

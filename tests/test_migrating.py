@@ -19,7 +19,7 @@ OF_DSCL = "--config=configs/dscl.py:seed"
 OWN = {
     f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.",
     OF_SPICE: r"\.(stage|views\.query)\.",
-    OF_DSCL: r"\.(steps=|dscl\.)",
+    OF_DSCL: r"config\.(steps=|dscl\.)",
 }
 
 FLAGS = [
@@ -55,6 +55,7 @@ PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ
 DSCL = [
     "--data_dir", "--dataset", "--width_size", "--channels", "--label_size", "--vector_size", "--large_batch_size",
     "--small_batch_size", "--large_batch_epoch", "--dropout_rate", "--fine_tune", "test.py", "--save_as_numpy", "--eps",
+    "CustomDataset", "car_ims_cropped",
     "--display_winsize", "--display_id", "--display_port", "--display_single_pane_ncols", "--plot_freq",
     "--print_small_batch", "--num_preprocess_workers", "--gpu_ids", "--ckpt_dir", "--test_dir",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from small import few_digits, prepared, run, small_config, trained, with_settings
 from test_prototypes import slow_labels
 
+from jaxclust import config as config_lib
 from jaxclust import hosts, runtime
 from jaxclust.data.source import Source
 from jaxclust.data.split import from_array
@@ -22,6 +23,7 @@ from jaxclust.methods import heads, reliable, spice
 from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, validation
+from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.refresh import refresh
 from jaxclust.train.refresh import run as over_all
 
@@ -137,6 +139,23 @@ def test_s6_the_lowest_loss_so_far_selects_its_head_and_no_label_is_there(stage,
     assert (said["cluster"].array() != said["heads"].array()[:, 1]).any()
     state, _ = refreshed(later, 1.6, 1.7, 1.25)
     assert state.extra["selected"]["index"] == 2
+
+
+def test_heads_of_another_run_come_along_and_what_it_selected_does_not(tmp_path):
+    config, vectors = spice_config(**SMALL, rounds=1), clouds(400, labelled=False)
+    config_lib.save(config, tmp_path / "first" / "config.json")
+    trained(config, tmp_path / "first", vectors)
+    config.init_from = str(tmp_path / "first")
+    donor = Checkpoints(tmp_path / "first" / "checkpoints" / "self")
+    begun = prepared(config, tmp_path / "second", vectors).first()
+    there = donor.restore(begun, ())
+    assert there.state.extra["selected"]["index"] >= 0
+    assert not changed(there.state.params["heads"], begun.state.params["heads"])
+    assert (begun.state.extra["selected"]["index"], begun.state.extra["selected"]["loss"]) == (-1, np.inf)
+    with config.unlocked():
+        config.update({"method": "reliable", "rounds": 0})
+    asked = prepared(config, tmp_path / "third", vectors).first()
+    assert not changed(there.state.extra["selected"], asked.state.extra["selected"])
 
 
 def test_host_0_judges_the_heads_for_all(stage, begun, monkeypatch):

@@ -6,7 +6,8 @@ by 257 and rounded; other integers and floats from 0…65535 and 0…1 where the
 the image's own least and greatest value); grey replicated, or for one channel the luminance of
 ITU-R 601 as Pillow computes it; short side reduced to R (antialiased bilinear, aspect kept, smaller
 images stay); EXIF orientation applied. Pillow reads 16-bit colour as its upper 8 bits. Of an image with a box only
-what is in it is kept, cut out of the upright image before the short side is reduced.
+what is in it is kept, cut out of the upright image before the short side is reduced. With data.stretch images become
+squares in place of that.
 """
 
 import os
@@ -86,14 +87,14 @@ def scan(file: str | IO[bytes], max_pixels: int) -> Header:
 
 
 def decode(
-    file: str | IO[bytes], channels: int, side: int, max_pixels: int, box: Box | None = None
+    file: str | IO[bytes], channels: int, side: int, max_pixels: int, box: Box | None = None, stretch: bool = False
 ) -> NDArray[np.uint8]:
     """The image in `file`, or what of it is in `box`, converted and reduced: uint8 [h, w, channels]; Unreadable as
     `scan`."""
     with _opened(file) as (_, image):
         if image.width * image.height > max_pixels:  # the file is not the one that was scanned
             raise Unreadable(f"more pixels than data.max_pixels={max_pixels}")
-        return convert(image if box is None else _cut(image, box), channels, side)
+        return convert(image if box is None else _cut(image, box), channels, side, stretch)
 
 
 def _cut(image: Image.Image, box: Box) -> Image.Image:
@@ -106,9 +107,9 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     return Image.fromarray(np.asarray(image.crop(box)))
 
 
-def convert(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
-    """`image` as uint8 [h, w, channels], upright, with a short side of at most `side`."""
-    height, width = reduced(image.height, image.width, side)
+def convert(image: Image.Image, channels: int, side: int, stretch: bool = False) -> NDArray[np.uint8]:
+    """`image` as uint8 [h, w, channels], upright, with a short side of at most `side`, or a square with `stretch`."""
+    height, width = reduced(image.height, image.width, side, stretch)
     orientation = _orientation(image)
     image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 while ≥ 2 R
     image = _plain(image)
@@ -122,9 +123,14 @@ def convert(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
     return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, axis=2)
 
 
-def reduced(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after the short side is reduced to `side`; a smaller image keeps its size."""
+def reduced(height: int, width: int, side: int, stretch: bool = False) -> tuple[int, int]:
+    """(height, width) after the short side is reduced to `side`; a smaller image keeps its size.
+
+    With `stretch` all sides become as long as the longest, at most `side`, whatever that does to the aspect.
+    """
     short = min(height, width)
+    if stretch:
+        return (min(side, max(height, width)),) * 2
     if short <= side:
         return height, width
     return tuple(side if n == short else round(n * side / short) for n in (height, width))  # type: ignore[return-value]

@@ -44,16 +44,17 @@ class Files(NamedTuple):
     def decoded(self, id: int, form: "Form") -> NDArray[np.uint8]:
         """The pixels of image `id`, uint8 [h, w, C]; Unreadable if it cannot be decoded."""
         box = self.boxes[id] if self.boxes else None
-        return decode(self.open(id), form.channels, form.reduced_side, form.max_pixels, box)
+        return decode(self.open(id), form.channels, form.reduced_side, form.max_pixels, box, form.stretch)
 
 
 class Form(NamedTuple):
-    """What images are brought to: C channels, a short side of at most R, and S x S in a batch."""
+    """What images are brought to: C channels, a short side of at most R or R x R, and S x S in a batch."""
 
     side: int
     reduced_side: int
     channels: int
     max_pixels: int
+    stretch: bool
 
 
 class Skips:
@@ -142,12 +143,13 @@ def make_splits(found: Sequence[Files], settings: ConfigDict, skips: Skips) -> d
 def _form(headers: Sequence[Header], settings: ConfigDict) -> Form:
     side = image_side(list({(h.height, h.width) for h in headers}), settings.image_size)
     channels = settings.channels or (1 if all(h.grey for h in headers) else 3)
-    return Form(side, reduced_side(side), channels, settings.max_pixels)
+    return Form(side, reduced_side(side), channels, settings.max_pixels, settings.stretch)
 
 
 def _decoded_sizes(headers: Sequence[Header], form: Form) -> NDArray[np.int32]:
     """Heights and widths int32 [N, 2] after the reduction."""
-    return np.array([reduced(h.height, h.width, form.reduced_side) for h in headers], np.int32).reshape(-1, 2)
+    sizes = [reduced(h.height, h.width, form.reduced_side, form.stretch) for h in headers]
+    return np.array(sizes, np.int32).reshape(-1, 2)
 
 
 def _cached_split(files: Files, form: Form, skips: Skips) -> Split | None:

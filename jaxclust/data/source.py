@@ -86,4 +86,5 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 def files_of(config: ConfigDict) -> Path | None:
     """The folder that the images of `config.data.source` are files in, None if they are not."""
     kind, _, where = config.data.source.partition(":")
-    return Path(where).expanduser() if kind == "folder" else None
+    path = Path(where).expanduser()
+    return {"folder": path, "cars196": path, "table": path.parent}.get(kind)

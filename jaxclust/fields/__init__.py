@@ -134,6 +134,7 @@ FIELDS: dict[str, Any] = {
             "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
         "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
+        "stretch": flag(False, "whether images become squares whatever their aspect; else their middle is cut out"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),

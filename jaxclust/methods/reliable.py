@@ -34,7 +34,8 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         raise ConfigError(f"config.reliable.num_neighbor={number} is more than the {info.size} images; lower it")
     method = spice.make(config, info)
     assert method.refresh is not None
-    return method._replace(refresh=partial(refresh, config, spice.heads_of(config, info), method.refresh))
+    select = partial(refresh, config, spice.heads_of(config, info), method.refresh)
+    return method._replace(refresh=select, fresh=())  # the head that was selected there is the one that is asked
 
 
 def refresh(

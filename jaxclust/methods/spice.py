@@ -81,6 +81,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         update=partial(update, net),
         optimizer=lambda: optax.GradientTransformation(lambda params: adam.init(params["heads"]), adam.update),
         views=VIEWS,
+        fresh=("selected",),
         num_clusters=k,
     )
 
