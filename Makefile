@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
-.PHONY: help setup run test check test-slow test-integration bench clean
+RUNS ?= runs
+
+.PHONY: help setup run board test check test-slow test-integration bench clean
 
 help:
 	@echo "make run        cluster the built-in digits; pictures in runs/deepcluster-digits/report"
+	@echo "make board      live curves of all runs in TensorBoard, on http://localhost:6006; RUNS=FOLDER of workdirs, by default runs"
 	@echo "make test       all tests but the slow ones"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make test-slow  several seeds, whole pipelines"
@@ -26,6 +29,10 @@ $(READY): setup.py requirements.lock
 
 run: $(READY)
 	$(BIN)/python -m jaxclust.main --config=configs/deepcluster.py
+
+board: $(READY)
+	@test -d '$(RUNS)' || { echo "there is no folder '$(RUNS)' yet: start a training, or say make board RUNS=FOLDER"; exit 1; }
+	$(BIN)/tensorboard --logdir '$(RUNS)'
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

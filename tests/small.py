@@ -22,8 +22,8 @@ from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
 
-# All networks; in the fast tests the smallest of each file, and the other kind of block of ResNets.
-FEW = {*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"}
+# All networks for small images; in the fast tests the smallest of each file, and the other kind of block of ResNets.
+FEW = {*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"} - {"inception_v3"}
 NETWORKS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in models.networks()]
 
 
@@ -81,7 +81,7 @@ def prepared(config: ConfigDict, workdir: Path, source: Source | None = None) ->
     source = source or open_source(config)
     split = source.splits["train"]
     others = {name: other for name, other in source.splits.items() if name != "train"}
-    info = DataInfo(split.size, split.image_shape, source.num_classes)
+    info = DataInfo(split.size, split.image_shape, source.train_classes)
     return stage.prepare(config, name, split, info, workdir, others=others)
 
 

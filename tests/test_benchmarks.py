@@ -50,6 +50,16 @@ def test_m_steps_are_compared_and_agree(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_gradient_in_two_passes_needs_less_memory(tmp_path):
+    text = benchmark("dscl_memory", tmp_path)
+    assert float(text.partition("temporaries **")[2].partition("**")[0]) > 3
+    losses = [
+        line.split("|")[-2].strip() for line in text.splitlines() if line.startswith(("| one shot", "| two pass"))
+    ]
+    assert len(losses) == 2 and float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-3)
+
+
+@pytest.mark.slow
 def test_train_steps_are_compared(tmp_path):
     text = benchmark("train_step", tmp_path)
     assert text.count("| train |") == text.count("| features |") == 1

@@ -65,8 +65,8 @@ def slow_knn(train, test, k, temperature):
 
 
 def slow_retrieval(rows, labels, ks):
-    """R@K and MAP@R as they are defined, query by query."""
-    recalls, precisions = [], []
+    """R@K, MAP@R and R-precision as they are defined, query by query."""
+    recalls, precisions, shares = [], [], []
     for number, label in enumerate(labels):
         r = int(np.sum(labels == label)) - 1
         if label < 0 or r == 0:
@@ -75,7 +75,8 @@ def slow_retrieval(rows, labels, ks):
         right = [labels[i] == label for i in order]
         recalls.append([any(right[:k]) for k in ks])
         precisions.append(sum(np.mean(right[: i + 1]) for i in range(r) if right[i]) / r)
-    return np.mean(recalls, axis=0), np.mean(precisions)
+        shares.append(np.mean(right[:r]))
+    return np.mean(recalls, axis=0), np.mean(precisions), np.mean(shares)
 
 
 def clouds(n=60, dim=6, classes=4, seed=0):
@@ -136,10 +137,10 @@ def test_retrieval_is_that_of_the_slow_double_ties_included(pairs):
         with pytest.raises(DataError, match="none of .* images shares its class"):
             retrieval.compare(images((rows, labels)), config())
         return
-    recalls, precision = slow_retrieval(rows, labels, (1, 2, 4, 8))
+    recalls, precision, share = slow_retrieval(rows, labels, (1, 2, 4, 8))
     got = retrieval.compare(images((rows, labels)), config())
     assert [got[f"retrieval/r@{k}"] for k in (1, 2, 4, 8)] == pytest.approx(recalls.tolist())
-    assert got["retrieval/map@r"] == pytest.approx(precision)
+    assert (got["retrieval/map@r"], got["retrieval/r-precision"]) == pytest.approx((precision, share))
 
 
 def test_retrieval_searches_the_test_split_and_says_what_it_leaves_out(caplog):
@@ -148,8 +149,9 @@ def test_retrieval_searches_the_test_split_and_says_what_it_leaves_out(caplog):
     with caplog.at_level(logging.WARNING):
         got = retrieval.compare(images(train, (rows, labels)), config(evaluate__recall_at=(1, 3)))
     assert "1 images that are alone in their class are left out" in caplog.text
-    recalls, precision = slow_retrieval(rows, labels, (1, 3))
-    expected = {"r@1": recalls[0], "r@3": recalls[1], "map@r": precision, "queries": 28, "left_out": 1}
+    recalls, precision, share = slow_retrieval(rows, labels, (1, 3))
+    expected = {"r@1": recalls[0], "r@3": recalls[1], "map@r": precision, "r-precision": share}
+    expected |= {"queries": 28, "left_out": 1}
     assert got == pytest.approx({f"retrieval/{name}": value for name, value in expected.items()})
 
 
@@ -157,6 +159,7 @@ def test_map_at_r_of_a_case_by_hand():
     relevant = np.array([[True, False, True, True], [False, True, True, True]])
     got = retrieval.average_precision(relevant, np.array([3, 2]))
     assert got == pytest.approx([(1 + 2 / 3) / 3, (1 / 2) / 2])
+    assert retrieval.r_precision(relevant, np.array([3, 2])) == pytest.approx([2 / 3, 1 / 2])
 
 
 def test_the_blocks_of_the_search_do_not_show(monkeypatch):
@@ -256,6 +259,15 @@ def test_comparisons_without_labels_are_refused_and_the_others_listed():
         assert "Without labels there is: clustering, groups, heads, silhouette" in message
         suite.check(config(evaluate__suite="clustering,silhouette"), {"train": labels})
     suite.check(asked, {"train": np.arange(9)})
+
+
+def test_what_learns_classes_is_refused_where_the_test_has_none_of_them():
+    asked = config(evaluate__suite="readouts,knn,retrieval,linear,lowlabel,kmeans")
+    with pytest.raises(ConfigError, match="suite asks for knn, linear, lowlabel, which learn classes .* readouts"):
+        suite.check(asked, {"train": np.array([0, 1, -1]), "test": np.array([2, 3, -1])})
+    for test in (np.array([1, 2]), np.array([-1]), None):
+        suite.check(asked, {"train": np.array([0, 1]), "test": test})
+    suite.check(config(evaluate__suite="readouts,kmeans"), {"train": np.array([0]), "test": np.array([2])})
 
 
 @pytest.mark.parametrize("name", ["recall_at", "lowlabel_percent"])

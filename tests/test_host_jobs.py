@@ -29,7 +29,9 @@ SETTINGS = (
     "--config.optimizer.body.schedule=none", "--config.runtime.dtype=float64", "--config.runtime.devices=0",
 )  # fmt: skip
 EVALUATE = (
-    "--job=evaluate", "--config.evaluate.suite=clustering,silhouette,linear,knn,kmeans,retrieval,lowlabel",
+    "--job=evaluate", "--config.evaluate.suite=clustering,silhouette,linear,knn,kmeans,retrieval,readouts,lowlabel",
+    "--config.evaluate.readouts=raw,l2,spectral,njw", "--config.evaluate.njw_neighbours=5",
+    "--config.evaluate.nmi_runs=2", "--config.evaluate.spectral_center=True", "--config.evaluate.save_retrieval=True",
     "--config.evaluate.linear.epochs=3", "--config.evaluate.linear.lr=0.1", "--config.evaluate.linear.batch_size=24",
 )  # fmt: skip
 
@@ -92,7 +94,12 @@ def test_two_hosts_evaluate_images_as_one_process_does(workdirs):
     kinds = {name.split("/")[0] for name in results(two)}
     assert {"train", "test", "linear", "knn", "kmeans", "retrieval", "lowlabel"} <= kinds
     assert "train/silhouette" in results(two)
+    assert {f"test/{name}/nmi" for name in ("raw", "l2", "spectral", "njw")} <= results(two).keys()
     same_results(one, two)
+    saved, others = (np.load(workdir / "retrieval.npz") for workdir in (one, two))
+    np.testing.assert_allclose(saved["vectors"], others["vectors"], rtol=1e-6, atol=1e-9)
+    for name in ("labels", "neighbours"):
+        np.testing.assert_array_equal(saved[name], others[name])
     assert clusters(one) == clusters(two) and len(clusters(two)) == SIZES["train"]
     layers = sorted(path.name for path in (one / "probes").glob("*.safetensors"))
     assert len(layers) == 8  # conv1 to conv3 and the feature, the last and the best of each

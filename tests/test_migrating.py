@@ -17,7 +17,12 @@ BASE = "--config=configs/deepcluster.py"
 OF_SPICE = "--config=configs/spice.py:cifar10"
 CLUSTNET_CONFIG = "--config=configs/clustnet.py:mnist"
 OF_CLUSTNET = ("ClustNet, `trainVal.py`", "ClustNet's script of results")
-OWN = {f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.", OF_SPICE: r"\.(stage|views\.query)\."}
+OF_DSCL = "--config=configs/dscl.py:seed"
+OWN = {
+    f"{BASE}:v2": r"\.(views\.(large|small)|optimizer\.prototypes)\.",
+    OF_SPICE: r"\.(stage|views\.query)\.",
+    OF_DSCL: r"config\.(steps=|dscl\.)",
+}
 
 FLAGS = [
     "DIR", "--arch", "-a", "--sobel", "--clustering", "--nmb_cluster", "--k", "--lr", "--wd", "--reassign", "--workers",
@@ -59,6 +64,15 @@ CLUSTNET = [
     "--nets_to_remove", "--failurecases", "--cludis", "--feat_map_var", "--stat", "--tsne", "--train",
 ]  # fmt: skip
 PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ-retrieval.py", "--count"]
+
+
+DSCL = [
+    "--data_dir", "--dataset", "--width_size", "--channels", "--label_size", "--vector_size", "--large_batch_size",
+    "--small_batch_size", "--large_batch_epoch", "--dropout_rate", "--fine_tune", "test.py", "--save_as_numpy", "--eps",
+    "CustomDataset", "car_ims_cropped",
+    "--display_winsize", "--display_id", "--display_port", "--display_single_pane_ncols", "--plot_freq",
+    "--print_small_batch", "--num_preprocess_workers", "--gpu_ids", "--ckpt_dir", "--test_dir",
+]  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -104,7 +118,7 @@ def overrides(text):
 
 
 def parse(arguments, base=BASE):
-    """The command; settings that only the second version or SPICE has need its config."""
+    """The command; settings that only the second version, SPICE or DSCL has need its config."""
     for config, own in OWN.items():
         base = config if any(re.search(own, a) for a in arguments) else base
     first = [] if any(a.startswith("--config=") for a in arguments) else [base]
@@ -129,7 +143,11 @@ APPLIED = [row for row in ROWS if {"default", "ours"} <= row.cells.keys()]
 
 
 def base_of(row):
-    configs = {"DeepCluster-v2, `main_deepclusterv2.py`": f"{BASE}:v2", "SPICE": OF_SPICE}
+    configs = {
+        "DeepCluster-v2, `main_deepclusterv2.py`": f"{BASE}:v2",
+        "SPICE": OF_SPICE,
+        "DSCL, `train.py` and `test.py`": OF_DSCL,
+    }
     return {**configs, **dict.fromkeys(OF_CLUSTNET, CLUSTNET_CONFIG)}.get(row.section, BASE)
 
 
@@ -139,16 +157,16 @@ def title(row):
 
 def test_the_tables_are_all_read():
     assert len(ROWS) > 40 and len(WITH_OVERRIDES) > 30
-    assert len({row.section for row in ROWS}) == 12
+    assert len({row.section for row in ROWS}) == 13
     lines = [line for line in TEXT.splitlines() if line.startswith("|")]
-    assert len(lines) == len(ROWS) + 2 * 12, "each table has a header and a rule"
+    assert len(lines) == len(ROWS) + 2 * 13, "each table has a header and a rule"
 
 
 def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
     """Keys of ClustNet may be called as those of SPICE are; else a name is in no second row."""
     of_clustnet = Counter(name for row in ROWS if row.section in OF_CLUSTNET for name in spans(row.cells["original"]))
     names = Counter(name for row in ROWS for name in spans(row.cells["original"])) - of_clustnet
-    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES, *SPICE]
+    known = [*FLAGS, *SETTINGS, *UAD, *V2, *PROBE, *PICTURES, *SPICE, *DSCL]
     assert {name: names[name] for name in known} == dict.fromkeys(known, 1)
     assert {name: max(of_clustnet[name], names[name]) for name in CLUSTNET} == dict.fromkeys(CLUSTNET, 1)
     assert max(names.values()) == max(of_clustnet.values()) == 1

@@ -407,7 +407,7 @@ def drawn(workdir, tmp_path_factory):
     """The same after a report with all pictures that need no further package."""
     folder = tmp_path_factory.mktemp("drawn") / "run"
     shutil.copytree(workdir, folder)
-    assert report(folder, "filters,activations,first_layer,tsne", "--config.report.filters.steps=2") == 0
+    assert report(folder, "filters,activations,first_layer,tsne,neighbours", "--config.report.filters.steps=2") == 0
     return folder
 
 
@@ -432,6 +432,7 @@ def test_every_picture_is_on_the_page_and_every_file_has_its_name(drawn):
         "activations/conv1-dark.png",
         "first_layer/first_layer.png",
         "tsne/tsne-dark.png",
+        "neighbours/neighbours-dark.png",
     ):
         assert f"../pictures/{name}" in page.links
     assert all((drawn / "report" / link).exists() for link in page.links)

@@ -34,7 +34,8 @@ SPICE = Path("configs/spice.py")
 
 def marks(path, name):
     """Networks that take seconds to trace are for later."""
-    return [pytest.mark.medium] if name == "v2" or path == SPICE and name in PAPER else []
+    large = name == "v2" or path == SPICE and name in PAPER or path.stem == "dscl" and name in ("cars196", "seed")
+    return [pytest.mark.medium] if large else []
 
 
 PRESETS = [

@@ -187,3 +187,42 @@ def test_a_run_draws_groups_of_its_own_ratio():
     held = Targets(targets, np.ones(50, np.float32), np.arange(50, dtype=np.int32), np.int32(0))
     drawn = loop._order(stage, held, 1)
     assert drawn.shape == (120,) and (targets[drawn[::3]] == 0).all() and (targets[drawn] == 0).mean() < 0.6
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    targets=st.lists(st.integers(0, 8), min_size=1, max_size=80),
+    size=st.integers(4, 40),
+    per_class=st.integers(2, 4),
+    batches=st.integers(1, 12),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_pk_batches_have_equally_many_images_of_their_classes_all_of_which_come_in_turn(
+    targets, size, per_class, batches, seed
+):
+    targets = np.array(targets, np.int32)
+    ids = np.random.default_rng(seed).permutation(len(targets))[: max(1, len(targets) // 2)].astype(np.int32)
+    length = size * batches - seed % 2
+    drawn = draw("pk", ids, targets, length, (seed, 1), size, per_class=per_class)
+    assert drawn.dtype == np.int32 and drawn.shape == (length,) and np.isin(drawn, ids).all()
+    np.testing.assert_array_equal(drawn, draw("pk", ids, targets, length, (seed, 1), size, per_class=per_class))
+    classes, members = np.unique(targets[ids], return_counts=True)
+    number, appeared = min(len(classes), size // per_class), np.zeros(9, int)
+    for batch in drawn[: length // size * size].reshape(-1, size):
+        counts = np.bincount(targets[batch], minlength=9)
+        found = counts[counts > 0]
+        assert len(found) == number and found.min() >= per_class and found.max() - found.min() <= 1
+        appeared += counts > 0
+        for own in np.flatnonzero(counts):  # no image twice while the class has others
+            shown = np.unique(batch[targets[batch] == own])
+            assert len(shown) == min(counts[own], members[classes == own][0])
+    assert np.ptp(appeared[classes]) <= 1  # classes take turns
+
+
+def test_pk_shows_all_images_of_a_class_before_one_comes_again_and_mixes_classes():
+    targets = np.repeat(np.arange(3), (12, 30, 9)).astype(np.int32)
+    drawn = draw("pk", np.arange(51), targets, 9 * 60, 0, 9, per_class=3)
+    for own, members in enumerate((12, 30, 9)):
+        counts = np.bincount(drawn[targets[drawn] == own], minlength=51)[targets == own]
+        assert counts.sum() == 180 and np.ptp(counts) <= 1 and len(counts) == members
+    assert len(np.unique(targets[drawn[::9]])) == 3

@@ -498,3 +498,20 @@ def test_a_run_by_command_line_can_be_continued_and_evaluated(tmp_path, capsys):
     assert (workdir / "assignments.csv").read_bytes() == before
     assert smoke(tmp_path / "other", "--config.data.source=tfds:tiny_digit", arguments[1]) == 2
     assert "did you mean 'tiny_digits'?" in capsys.readouterr().err
+
+
+def test_a_box_is_cut_out_of_the_image(tmp_path):
+    """TFDS keeps boxes as shares of height and width: top, left, bottom, right."""
+    pixels = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    box = tfds.features.BBox(ymin=0.1, xmin=0.1, ymax=0.4, xmax=0.5)
+    over = tfds.features.BBox(ymin=0.5, xmin=0.5, ymax=1.0, xmax=1.0)
+    records = [{"image": pixels, "label": i, "bbox": b} for i, b in enumerate([box, over])]
+    _write(tmp_path, {"train": records}, _features(bbox=tfds.features.BBoxFeature()))
+    config = base()
+    config.data.source, config.data.data_dir = "tfds:mine", str(tmp_path)
+    split = open_source(config).splits["train"]
+    cut = [split.load(tf.constant(i)).numpy() for i in range(2)]
+    np.testing.assert_array_equal(cut[0], pixels[2:8, 3:15])
+    np.testing.assert_array_equal(cut[1], pixels[10:, 15:])
+    config.data.box_crop = False
+    np.testing.assert_array_equal(open_source(config).splits["train"].images, [pixels, pixels])

@@ -31,14 +31,14 @@ def on_first_host(
         _memory.require(needed, f"{name} of {size:,} points with {dim} columns")
         for _ in finite_chunks(points):  # so that every host says it, with the exit code of bad data
             pass
-        rows = _gathered(points)
+        rows = gathered(points)
         made = hosts.from_first(lambda: _packed(cluster(rows, seed)), "the clustering", config.runtime.deadline)
         return _unpacked(made)
 
     return run
 
 
-def _gathered(points: Points) -> np.ndarray:
+def gathered(points: Points) -> np.ndarray:
     """The points of all hosts by id, on host 0; nothing elsewhere."""
     if hosts.count() == 1:
         return points.array()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
-from jaxclust.data.decode import convert
+from jaxclust.data.decode import convert, reduced
 from jaxclust.data.split import Source, from_array, image_side, reduced_side
 from jaxclust.errors import DataError
 
@@ -35,7 +35,7 @@ def make_source(name: str, splits: Mapping[str, Arrays], settings: ConfigDict) -
     for split, (images, labels) in splits.items():
         prefix = f"{name}/{split}" if len(splits) > 1 else name
         shape = (side, side, channels)
-        pixels = canonical(images, channels, reduced_side(side))
+        pixels = canonical(images, channels, reduced_side(side), settings.stretch)
         made[split] = from_array(pixels, shape, partial("{}/{}".format, prefix))
         if labels is not None:
             made[split] = replace(made[split], labels=np.searchsorted(classes, labels).astype(np.int32))
@@ -64,14 +64,15 @@ def check(images: NDArray[Any], labels: NDArray[Any] | None, what: str, max_pixe
     return Arrays(images, None if labels is None else labels.astype(np.int64))
 
 
-def canonical(images: NDArray[np.uint8], channels: int, side: int) -> NDArray[np.uint8]:
+def canonical(images: NDArray[np.uint8], channels: int, side: int, stretch: bool = False) -> NDArray[np.uint8]:
     """`images` uint8 [N, H, W, C] by the conversion of `decode`: uint8 [N, h, w, channels]."""
     has = images.shape[3]
-    if min(images.shape[1:3]) <= side and (has == channels or has == 1):
+    shape = images.shape[1], images.shape[2]
+    if reduced(*shape, side, stretch) == shape and (has == channels or has == 1):
         return images if has == channels else np.repeat(images, channels, axis=3)
 
     def one(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return convert(Image.fromarray(pixels[..., 0] if has == 1 else pixels), channels, side)
+        return convert(Image.fromarray(pixels[..., 0] if has == 1 else pixels), channels, side, stretch)
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(one, images)))

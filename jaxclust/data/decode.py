@@ -5,7 +5,9 @@ laid over white; CMYK and other colour spaces to RGB; deep pixels to 8 bits (16-
 by 257 and rounded; other integers and floats from 0…65535 and 0…1 where they fit there, else from
 the image's own least and greatest value); grey replicated, or for one channel the luminance of
 ITU-R 601 as Pillow computes it; short side reduced to R (antialiased bilinear, aspect kept, smaller
-images stay); EXIF orientation applied. Pillow reads 16-bit colour as its upper 8 bits.
+images stay); EXIF orientation applied. Pillow reads 16-bit colour as its upper 8 bits. Of an image with a box only
+what is in it is kept, cut out of the upright image before the short side is reduced. With data.stretch images become
+squares in place of that.
 """
 
 import os
@@ -52,6 +54,23 @@ class Header(NamedTuple):
     grey: bool
 
 
+class Box(NamedTuple):
+    """Part of an upright image in whole pixels, from its left upper corner up to, but without, the right lower one."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def within(box: Box, height: int, width: int) -> Box:
+    """The part of `box` that lies in an image of this size; Unreadable if there is none."""
+    part = Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
+    if part.left >= part.right or part.top >= part.bottom:
+        raise Unreadable(f"its box {tuple(box)} has no pixel in the image of {width} x {height}")
+    return part
+
+
 def scan(file: str | IO[bytes], max_pixels: int) -> Header:
     """The header of the image in `file`, a path or an open binary file; nothing is decoded.
 
@@ -67,17 +86,30 @@ def scan(file: str | IO[bytes], max_pixels: int) -> Header:
         return Header(height, width, is_grey(image))
 
 
-def decode(file: str | IO[bytes], channels: int, side: int, max_pixels: int) -> NDArray[np.uint8]:
-    """The image in `file`, converted and reduced: uint8 [h, w, channels]; Unreadable as `scan`."""
+def decode(
+    file: str | IO[bytes], channels: int, side: int, max_pixels: int, box: Box | None = None, stretch: bool = False
+) -> NDArray[np.uint8]:
+    """The image in `file`, or what of it is in `box`, converted and reduced: uint8 [h, w, channels]; Unreadable as
+    `scan`."""
     with _opened(file) as (_, image):
         if image.width * image.height > max_pixels:  # the file is not the one that was scanned
             raise Unreadable(f"more pixels than data.max_pixels={max_pixels}")
-        return convert(image, channels, side)
+        return convert(image if box is None else _cut(image, box), channels, side, stretch)
 
 
-def convert(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
-    """`image` as uint8 [h, w, channels], upright, with a short side of at most `side`."""
-    height, width = reduced(image.height, image.width, side)
+def _cut(image: Image.Image, box: Box) -> Image.Image:
+    """What of an image is in `box`, upright and without anything else that its file says."""
+    orientation, image = _orientation(image), _plain(image)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if within(box, image.height, image.width) != box:  # the file is not the one that was scanned
+        raise Unreadable(f"its box {tuple(box)} reaches out of the image of {image.width} x {image.height}")
+    return Image.fromarray(np.asarray(image.crop(box)))
+
+
+def convert(image: Image.Image, channels: int, side: int, stretch: bool = False) -> NDArray[np.uint8]:
+    """`image` as uint8 [h, w, channels], upright, with a short side of at most `side`, or a square with `stretch`."""
+    height, width = reduced(image.height, image.width, side, stretch)
     orientation = _orientation(image)
     image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 while ≥ 2 R
     image = _plain(image)
@@ -91,9 +123,14 @@ def convert(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
     return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, axis=2)
 
 
-def reduced(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after the short side is reduced to `side`; a smaller image keeps its size."""
+def reduced(height: int, width: int, side: int, stretch: bool = False) -> tuple[int, int]:
+    """(height, width) after the short side is reduced to `side`; a smaller image keeps its size.
+
+    With `stretch` all sides become as long as the longest, at most `side`, whatever that does to the aspect.
+    """
     short = min(height, width)
+    if stretch:
+        return (min(side, max(height, width)),) * 2
     if short <= side:
         return height, width
     return tuple(side if n == short else round(n * side / short) for n in (height, width))  # type: ignore[return-value]

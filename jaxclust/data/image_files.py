@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -12,12 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from jaxclust.data.decode import Header, Unreadable, decode, reduced, scan
+from jaxclust.data.decode import Box, Header, Unreadable, decode, reduced, scan, within
 from jaxclust.data.split import Skipped, Split, aligned, from_array, from_files, from_ragged, image_side, reduced_side
 from jaxclust.errors import DataError
 from jaxclust.progress import progress
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 GROUP = 32  # images that a thread takes at a time, since a small one takes no longer than a handover
 WINDOW = 16  # groups under way, so that too many bad files stop the scan soon
@@ -27,7 +30,8 @@ class Files(NamedTuple):
     """The readable images of a split, in the order of their ids.
 
     `names` say how each is called and `open` gives the one with an id, as a path or an open binary
-    file; it may raise Unreadable. `labels` int32 [N] are negative where unknown.
+    file; it may raise Unreadable. `labels` int32 [N] are negative where unknown. `boxes` say what of an image is meant,
+    None: all of it; headers are then of that part.
     """
 
     split: str
@@ -35,15 +39,22 @@ class Files(NamedTuple):
     headers: list[Header]
     open: Callable[[int], str | IO[bytes]]
     labels: NDArray[np.int32] | None = None
+    boxes: Sequence[Box | None] | None = None
+
+    def decoded(self, id: int, form: "Form") -> NDArray[np.uint8]:
+        """The pixels of image `id`, uint8 [h, w, C]; Unreadable if it cannot be decoded."""
+        box = self.boxes[id] if self.boxes else None
+        return decode(self.open(id), form.channels, form.reduced_side, form.max_pixels, box, form.stretch)
 
 
 class Form(NamedTuple):
-    """What images are brought to: C channels, a short side of at most R, and S x S in a batch."""
+    """What images are brought to: C channels, a short side of at most R or R x R, and S x S in a batch."""
 
     side: int
     reduced_side: int
     channels: int
     max_pixels: int
+    stretch: bool
 
 
 class Skips:
@@ -74,6 +85,29 @@ def scan_files(root: Path, split: str, paths: Sequence[str], max_pixels: int, sk
     return Files(split, names, list(headers.values()), lambda id: os.path.join(root, names[id]))
 
 
+def scan_parts(
+    split: str, names: Sequence[str], one: Callable[[int], tuple[Header, Box | None]], skips: Skips
+) -> tuple[dict[int, Header], list[Box | None]]:
+    """As `scan_images`, where `one` also says what of an image is meant: headers of these parts, and their boxes, cut
+    where they reach out of their image."""
+    boxes: dict[int, Box] = {}
+    reaching_out: set[int] = set()
+
+    def part(i: int) -> Header:
+        header, box = one(i)
+        if box is None:
+            return header
+        boxes[i] = inside = within(box, header.height, header.width)
+        if inside != box:
+            reaching_out.add(i)
+        return header._replace(height=inside.bottom - inside.top, width=inside.right - inside.left)
+
+    headers = scan_images(split, names, part, skips)
+    if reaching_out:
+        _logger.warning("%s: %d boxes reach out of their images and are cut there", split, len(reaching_out))
+    return headers, [boxes.get(i) for i in headers]
+
+
 def scan_images(split: str, names: Sequence[str], one: Callable[[int], Header], skips: Skips) -> dict[int, Header]:
     """What `one` finds for each place in `names`, in order, without those where it raises Unreadable."""
     headers: dict[int, Header] = {}
@@ -99,7 +133,7 @@ def make_splits(found: Sequence[Files], settings: ConfigDict, skips: Skips) -> d
     if size <= settings.cache_bytes:
         cached = {files.split: _cached_split(files, form, skips) for files in found}
         return {split: made for split, made in cached.items() if made}
-    logging.getLogger(__name__).info(
+    _logger.info(
         "decoded images would take %.3g GB, more than config.data.cache_bytes: they are decoded in every round",
         size / 1e9,
     )
@@ -109,12 +143,13 @@ def make_splits(found: Sequence[Files], settings: ConfigDict, skips: Skips) -> d
 def _form(headers: Sequence[Header], settings: ConfigDict) -> Form:
     side = image_side(list({(h.height, h.width) for h in headers}), settings.image_size)
     channels = settings.channels or (1 if all(h.grey for h in headers) else 3)
-    return Form(side, reduced_side(side), channels, settings.max_pixels)
+    return Form(side, reduced_side(side), channels, settings.max_pixels, settings.stretch)
 
 
 def _decoded_sizes(headers: Sequence[Header], form: Form) -> NDArray[np.int32]:
     """Heights and widths int32 [N, 2] after the reduction."""
-    return np.array([reduced(h.height, h.width, form.reduced_side) for h in headers], np.int32).reshape(-1, 2)
+    sizes = [reduced(h.height, h.width, form.reduced_side, form.stretch) for h in headers]
+    return np.array(sizes, np.int32).reshape(-1, 2)
 
 
 def _cached_split(files: Files, form: Form, skips: Skips) -> Split | None:
@@ -125,10 +160,7 @@ def _cached_split(files: Files, form: Form, skips: Skips) -> Split | None:
     pixels = aligned(int(lengths.sum()))
     good = np.ones(len(sizes), bool)
 
-    def one(i: int) -> NDArray[np.uint8]:
-        return decode(files.open(i), form.channels, form.reduced_side, form.max_pixels)
-
-    for i, image in enumerate(_in_threads(one, len(sizes), f"decoding {files.split}")):
+    for i, image in enumerate(_in_threads(partial(files.decoded, form=form), len(sizes), f"decoding {files.split}")):
         if not isinstance(image, Unreadable) and image.shape[:2] != tuple(sizes[i]):
             image = Unreadable(f"its header promises {sizes[i]} pixels, {image.shape[:2]} were decoded")
         if isinstance(image, Unreadable):
@@ -158,7 +190,7 @@ def _lazy_split(files: Files, form: Form, place: str) -> Split:
 
     def load(id: int) -> NDArray[np.uint8]:
         try:
-            return decode(files.open(id), form.channels, form.reduced_side, form.max_pixels)
+            return files.decoded(id, form)
         except Unreadable as error:
             raise DataError(
                 f"image {names[id]!r} of {place!r} cannot be decoded: {error}. It could be opened when the run "

@@ -1,7 +1,7 @@
 """Which images a round trains on, in which order (DeepCluster, section 2.6 of its specification)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ def draw(
     *,
     first_batch: int = 0,
     unlabelled: int = 7,
+    per_class: int = 4,
 ) -> Ids:
     """Draws `length` of `ids` [M] with replacement only where needed; int32 [length].
 
@@ -37,6 +38,9 @@ def draw(
 
     "labelled_first" is FixMatch's: of every 1 + `unlabelled` images the first has a target that is not negative, the
     others are any; all with replacement. DataError if no target of `ids` is.
+
+    "pk" is for methods that learn from classes: each batch has `per_class` images or more of each of its classes, which
+    are all of them where the batch is large enough, else taken in turn. Images of a class are taken in turn as well.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = np.asarray(ids, np.int32)
@@ -49,6 +53,8 @@ def draw(
     if kind == "labelled_first":
         return _labelled_first(ids, targets, length, rng, unlabelled)
     by_cluster, ends = _by_cluster(ids, targets)
+    if kind == "pk":
+        return _classes(np.split(by_cluster, ends[:-1]), length, rng, batch_size, per_class)
     if length < len(ends):
         logging.getLogger(__name__).warning(
             "a round of %d images cannot show all of %d clusters; make it longer or lower cluster.k",
@@ -61,7 +67,7 @@ def draw(
         # The defect: drawn ids index the list that is ordered cluster by cluster.
         drawn = _uniform_cluster(by_cluster, ends, length, rng)
         return by_cluster[np.searchsorted(np.sort(ids), drawn)]
-    known = ("uniform_image", "uniform_cluster", "upstream", *POOLS, "labelled_first")
+    known = ("uniform_image", "uniform_cluster", "upstream", *POOLS, "labelled_first", "pk")
     raise ValueError(f"sampler {kind!r} is none of {', '.join(known)}")
 
 
@@ -96,6 +102,45 @@ def _labelled_first(ids: Ids, targets: Ids, length: int, rng: np.random.Generato
     groups = rng.choice(ids, (-(-length // (1 + unlabelled)), 1 + unlabelled))
     groups[:, 0] = rng.choice(labelled, len(groups))
     return groups.reshape(-1)[:length]
+
+
+def _classes(members: Sequence[Ids], length: int, rng: np.random.Generator, size: int, per_class: int) -> Ids:
+    """Batches of `size`, each of as many classes of which it can have `per_class` images, shuffled."""
+    if size < per_class:
+        raise DataError(
+            f"config.batch_size={size}, but config.sampler='pk' takes config.images_per_class={per_class} images of "
+            "each class for a batch; raise the first or lower the second"
+        )
+    chosen = min(len(members), size // per_class)
+    classes = _in_turn(np.arange(len(members), dtype=np.int32), rng)
+    images = [_in_turn(of_class, rng) for of_class in members]
+    batches = []
+    for _ in range(-(-length // size)):
+        # Those that have one image more than the others come first.
+        counts = size // chosen + (np.arange(chosen) < size % chosen)
+        picked = [images[c](n) for c, n in zip(classes(chosen), counts, strict=True)]
+        batches.append(rng.permutation(np.concatenate(picked)))
+    return np.concatenate([members[0][:0], *batches])[:length]
+
+
+def _in_turn(values: Ids, rng: np.random.Generator) -> Callable[[int], Ids]:
+    """A function that takes the next so many of `values`, one permutation of them after the other.
+
+    At most all of them are taken without a repetition, also where two permutations meet.
+    """
+    waiting = values[:0]
+
+    def take(count: int) -> Ids:
+        nonlocal waiting
+        taken, waiting = waiting[:count], waiting[count:]
+        while (missing := count - len(taken)) > 0:
+            order = rng.permutation(values)
+            again = np.isin(order, taken)
+            order = np.concatenate([order[~again], order[again]])
+            taken, waiting = np.concatenate([taken, order[:missing]]), order[missing:]
+        return taken
+
+    return take
 
 
 def _uniform_cluster(by_cluster: Ids, ends: NDArray[np.intp], length: int, rng: np.random.Generator) -> Ids:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import plugins
 from jaxclust.config import did_you_mean, for_stage, stage_names
+from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
 from jaxclust.data.subset import first, joined
 from jaxclust.errors import ConfigError
@@ -26,7 +27,9 @@ def open_source(config: ConfigDict) -> Source:
 
 
 def read(data: ConfigDict) -> Source:
-    """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are; `data.train` says which are "train".
+    """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are.
+
+    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them.
 
     ConfigError on an unknown kind or split; DataError if the data are missing, malformed or worse than
     `data.max_skipped` allows.
@@ -41,6 +44,8 @@ def read(data: ConfigDict) -> Source:
                 f"config.data.train={data.train!r}: {source.name} has no split {name!r}"
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
+    if train_classes := data.train_classes or getattr(module, "TRAIN_CLASSES", ""):
+        return disjoint(source, train_classes, names)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}
@@ -81,4 +86,5 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 def files_of(config: ConfigDict) -> Path | None:
     """The folder that the images of `config.data.source` are files in, None if they are not."""
     kind, _, where = config.data.source.partition(":")
-    return Path(where).expanduser() if kind == "folder" else None
+    path = Path(where).expanduser()
+    return {"folder": path, "cars196": path, "table": path.parent}.get(kind)

@@ -55,7 +55,8 @@ class Split:
 class Source(NamedTuple):
     """All splits of a data set; there is always a split "train", which may be several of the source's own.
 
-    `parts` are the sizes of those, in their order.
+    `parts` are the sizes of those, in their order. `trained` says how many of the classes, the first ones, training may
+    meet; None: all.
     """
 
     name: str
@@ -63,11 +64,17 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] | None
     skipped: list[Skipped]
     parts: Mapping[str, int] = {}
+    trained: int | None = None
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, None when no split has labels."""
         return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def train_classes(self) -> int | None:
+        """Number of classes in training, whose labels are 0 to one less; None when no split has labels."""
+        return self.num_classes if self.trained is None else self.trained
 
 
 @functools.lru_cache(maxsize=16)

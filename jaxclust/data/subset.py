@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,26 +82,29 @@ def first(split: Split, size: int) -> Split:
 
 
 def subset(split: Split, ids: NDArray[np.int64]) -> Split:
-    """The images `ids` [M] of a split, in this order, as images 0 … M-1."""
-    table = tensorflow().constant(ids)
+    """The images `ids` [M] of a split, in this order, as images 0 … M-1; of images in one size a copy."""
 
-    def load(id: Tensor) -> Tensor:
-        return split.load(tensorflow().gather(table, id))
+    def name_of(id: int) -> str:
+        return split.path(int(ids[id]))
 
-    def gather(ids: Tensor) -> Tensor:
-        assert split.gather is not None
-        return split.gather(tensorflow().gather(table, ids))
-
+    if split.images is not None:
+        shape = len(ids), *split.images.shape[1:]
+        memory = aligned(int(np.prod(shape)) * split.images.itemsize).view(split.images.dtype).reshape(shape)
+        made = from_array(np.take(split.images, ids, axis=0, out=memory), split.image_shape, name_of)
+    else:
+        at = partial(_at, tensorflow().constant(ids))
+        gather = at(split.gather) if split.gather else None
+        made = Split(len(ids), split.image_shape, name_of, at(split.load), gather)
     return replace(
-        split,
-        size=len(ids),
-        name_of=lambda id: split.path(int(ids[id])),
-        load=load,
-        gather=gather if split.gather else None,
-        images=None if split.images is None else split.images[ids],
+        made,
         paths=None if split.paths is None else [split.paths[i] for i in ids],
         labels=None if split.labels is None else split.labels[ids],
     )
+
+
+def _at(table: Tensor, look_up: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`look_up` of the ids that `table` says."""
+    return lambda id: look_up(tensorflow().gather(table, id))
 
 
 def hold_out(labels: NDArray[np.int32], share: float, seed: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -13,6 +13,8 @@ from jaxclust.errors import DataError
 from jaxclust.evaluation._similar import Found, most_similar
 from jaxclust.evaluation.suite import Images
 
+LEARNS_CLASSES = True
+
 
 def compare(images: Images, config: Any) -> dict[str, float]:
     """`knn/top1` and `knn/top5` of the test images; without such each training image is classified by the others.

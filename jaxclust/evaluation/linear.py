@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from jaxclust.evaluation.suite import Images
 
+LEARNS_CLASSES = True
+
 
 def compare(images: Images, config: Any) -> dict[str, float]:
     """For each layer `linear/<layer>/top1`, `top5` and `loss` after the last epoch, and `top1_best` of `best_epoch`.

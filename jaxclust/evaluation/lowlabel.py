@@ -19,6 +19,8 @@ from jaxclust.evaluation.suite import Images
 PENALTY = 2.5e-4  # of half the squared weights, beside the mean loss
 ITERATIONS = 1000
 
+LEARNS_CLASSES = True
+
 
 def compare(images: Images, config: Any) -> dict[str, float]:
     """`lowlabel/1pct/top1`, and likewise for each share of `config.evaluate.lowlabel_percent`.

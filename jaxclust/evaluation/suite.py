@@ -7,7 +7,8 @@ functions:
         judges what was predicted for one split, of every split and after every round of a training;
     compare(images, config) -> {name: value}
         judges the features by the labels, once, when the training is over; training and test images are there
-        together, and linear probes of the network can be asked for.
+        together, and linear probes of the network can be asked for. One that learns classes of the training images
+        says so, `LEARNS_CLASSES = True`, and is refused where the test has none of these.
 """
 
 import functools
@@ -92,22 +93,35 @@ def compares(config: Any) -> bool:
 
 
 def check(config: Any, labels: Mapping[str, ArrayLike | None]) -> None:
-    """ConfigError if an evaluation is unknown, or needs labels of the training images (`labels` by split) in vain."""
+    """ConfigError if an evaluation is unknown or wants what is not there: labels of the training images (`labels` by
+    split), or where it learns from these, a class of theirs in the test."""
     names = _comparing(config)
-    if not names or has_labels(labels["train"]):
+    if not names:
         return
-    there = ", ".join(f"{split}: {_known(values):,} known" for split, values in labels.items())
-    others = plugins.providing("jaxclust.evaluation", "measure")
-    raise ConfigError(
-        f"config.evaluate.suite asks for {', '.join(names)}, which compare with class labels of the training images, "
-        f"and config.data.source={config.data.source!r} has none ({there}). Class folders are labels, an .npz or a "
-        f"feature file has an array 'labels'. Without labels there is: {', '.join(others)}"
-    )
+    if not has_labels(labels["train"]):
+        there = ", ".join(f"{split}: {_known(values):,} known" for split, values in labels.items())
+        others = plugins.providing("jaxclust.evaluation", "measure")
+        raise ConfigError(
+            f"config.evaluate.suite asks for {', '.join(names)}, which compare with class labels of the training "
+            f"images, and config.data.source={config.data.source!r} has none ({there}). Class folders are labels, an "
+            f".npz or a feature file has an array 'labels'. Without labels there is: {', '.join(others)}"
+        )
+    learning = [name for name, module in names.items() if getattr(module, "LEARNS_CLASSES", False)]
+    if learning and has_labels(labels.get("test")) and not _classes(labels["train"]) & _classes(labels["test"]):
+        raise ConfigError(
+            f"config.evaluate.suite asks for {', '.join(learning)}, which learn classes from training images, and the "
+            "test has none of these classes (config.data.train_classes). Classes that were never seen are judged by "
+            "readouts or retrieval"
+        )
 
 
 def has_labels(labels: ArrayLike | None) -> bool:
     """Whether a single label is known."""
     return _known(labels) > 0
+
+
+def _classes(labels: ArrayLike | None) -> set[int]:
+    return set(np.unique(np.asarray(labels)).tolist()) - {-1}
 
 
 def _known(labels: ArrayLike | None) -> int:

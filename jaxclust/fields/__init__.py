@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from jaxclust.fields.clustnet import CLUSTNET
+from jaxclust.fields.dscl import DSCL
 from jaxclust.fields.report import REPORT
 from jaxclust.kinds import Each, Field, choice, duration, flag, name, number, numbers, positive, some, text
 
@@ -97,7 +98,11 @@ FIELDS: dict[str, Any] = {
     "eval_every": duration("never", "how often the evaluation runs during training"),
     "save_every": duration("1 round", "how often a checkpoint is saved"),
     "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
-    "init_from": text("", "workdir of a run whose body the first stage takes; of a stage also @NAME, an earlier one"),
+    "init_from": text(
+        "",
+        "workdir of a run whose body the first stage takes, or torch:FILE with weights of torchvision or timm; of a "
+        "stage also @NAME, an earlier one",
+    ),
     "init_noise": number(
         0.0, 0.0, math.inf, "noise added to what is so taken, as a share of half the length of an array"
     ),
@@ -106,14 +111,18 @@ FIELDS: dict[str, Any] = {
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
         "uniform_cluster",
-        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first"),
+        ("uniform_image", "upstream", "resample", "partition", "fixed", "labelled_first", "pk"),
         "how a round draws its images; of resample, partition and fixed no batch holds an image twice: each is drawn "
         "anew, is a chunk of one permutation, or is always the same chunk, and an epoch has only whole batches; "
-        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn",
+        "labelled_first: one image with a label, then `unlabelled_ratio` of all images, in turn; pk: in each batch "
+        "equally many of each class, of all classes or of as many as have `images_per_class`",
     ),
     "unlabelled_ratio": number(7, 1, 1000, "labelled_first: images of all that follow each one with a label"),
+    "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
-        "source": name("digits", "digits, idx:DIR, npz:FILE, folder:DIR, tfds:NAME or features:FILE"),
+        "source": name(
+            "digits", "digits, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME or features:FILE"
+        ),
         "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
         "label": text("", "tfds: the feature that is the class, such as 'coarse_label'; empty: the data set's own"),
         "train": Field(
@@ -122,6 +131,13 @@ FIELDS: dict[str, Any] = {
             "names of splits such as 'train+test+unlabelled'",
             "splits of the source that are trained on, one after the other; of a stage also the first of these",
         ),
+        "train_classes": text(
+            "",
+            "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
+            "'first:98', or a share such as '0.5'; empty: splits as they are",
+        ),
+        "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
+        "stretch": flag(False, "whether images become squares whatever their aspect; else their middle is cut out"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
         "channels": Field(0, lambda v: v in (0, 1, 3), "0, 1 or 3", "1 grey, 3 RGB, 0: as the images are"),
         "num_images": number(0, 0, 2**31 - 1, "plan: images to reckon with where the source is not at hand"),
@@ -129,7 +145,7 @@ FIELDS: dict[str, Any] = {
         "max_pixels": number(100_000_000, 1, math.inf, "larger images are refused before they are decoded"),
         "max_skipped": number(100, 0, math.inf, "unreadable images that are skipped before the run is refused"),
         "mean": numbers((0.5,), 0.0, 1.0, "subtracted from pixels on the scale 0 to 1"),
-        "std": numbers((0.5,), 1e-3, 1.0, "pixels are then divided by this"),
+        "std": numbers((0.5,), 1e-3, 10.0, "pixels are then divided by this"),
     },
     "views": Each(_VIEW, ("train",)),
     "model": {
@@ -250,6 +266,7 @@ FIELDS: dict[str, Any] = {
         "ema": number(0.999, 0.0, 1.0, "share of itself that the average of the parameters keeps in a step"),
     },
     "clustnet": CLUSTNET,
+    "dscl": DSCL,
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": name("clustering", "names of the evaluations, separated by commas"),
@@ -258,7 +275,16 @@ FIELDS: dict[str, Any] = {
         "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),
         "knn_k": number(20, 1, 10_000, "knn: neighbours that vote"),
         "knn_temperature": positive(0.07, "knn: a neighbour votes with exp(similarity / temperature)"),
-        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval: each K of R@K"),
+        "recall_at": some((1, 2, 4, 8), 1, 10_000, "retrieval, readouts: each K of R@K"),
+        "readouts": name("l2,spectral", "readouts: some of raw, l2, spectral and njw, separated by commas"),
+        "spectral_center": flag(False, "spectral: whether the mean of the features is taken off first"),
+        "njw_neighbours": number(20, 1, 10_000, "njw: edges from each image in the graph of nearest neighbours"),
+        "njw_scale": choice(
+            "local", ("median", "cosine"), "njw: width of the graph's kernel, or cosines as its weights"
+        ),
+        "nmi_runs": number(10, 0, 1000, "readouts: restarts of the k-means whose NMI is told; 0: none is"),
+        "save_retrieval": flag(False, "whether features, labels and nearest neighbours are kept in retrieval.npz"),
+        "untrained": flag(False, "whether the network is also judged before it is trained"),
         "lowlabel_percent": some((1.0, 10.0), 0.01, 100.0, "lowlabel: shares of the labels that are learnt from"),
         "lowlabel_draws": number(5, 1, 1000, "lowlabel: draws of labels that are averaged"),
         "linear": _LINEAR,

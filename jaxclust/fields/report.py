@@ -15,7 +15,7 @@ REPORT = {
     "epochs": whole_numbers("", "pictured ones; empty: the last for confusion, failures, reconstructions, else all"),
     "layers": text("", "filters, activations: layers such as 'conv1,conv3', separated by commas; empty: all"),
     "channels": number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
-    "sample": number(1000, 10, 100_000, "tsne, umap: images that are shown"),
+    "sample": number(1000, 10, 100_000, "tsne, umap, spectral, projector (500 at most): images that are shown"),
     "pixels": flag(False, "tsne, umap: whether the images are shown by their pixels too"),
     "filters": {
         "steps": some((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),

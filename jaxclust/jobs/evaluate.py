@@ -6,7 +6,7 @@ A file of features needs no training: its vectors are clustered as they are, and
 import csv
 import json
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from jaxclust.config import stage_names
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split, of_last_stage, open_source
 from jaxclust.errors import ConfigError
-from jaxclust.evaluation import clustering, suite
+from jaxclust.evaluation import clustering, readouts, retrieval, suite
 from jaxclust.features.extract import extract
 from jaxclust.features.rows import Rows
 from jaxclust.files import replacing, write_json
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo, TrainState
+from jaxclust.report import retrieval as retrieval_table
 from jaxclust.runtime import stop_signal
 from jaxclust.train import devices, loop, probes
 from jaxclust.train import workdir as workdir_lib
@@ -33,6 +34,8 @@ from jaxclust.train.stage import Stage, prepare
 
 SAMPLES_PER_CLUSTER = 24
 SAMPLED_CLUSTERS = 100
+
+UNTRAINED = "untrained/"  # what begins the keys of `write_untrained`
 
 HEADLINES = ("/top1", "/r@1", "/map@r", "kmeans/acc")  # what `summary` says of comparisons
 
@@ -56,8 +59,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def is_bare(config: ConfigDict) -> bool:
-    """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body and steps."""
-    trains = config.freeze_body and (config.rounds or config.steps)
+    """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body, and steps or
+    a solution without any."""
+    solved = config.method == "dscl" and config.dscl.solver == "closed_form"
+    trains = config.freeze_body and (config.rounds or config.steps or solved)
     return config.data.source.partition(":")[0] == "features" and not trains
 
 
@@ -70,7 +75,7 @@ def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainStat
     workdir_lib.check(config, workdir, source)
     check_suite(config, source)
     split = source.splits["train"]
-    info = DataInfo(split.size, split.image_shape, source.num_classes)
+    info = DataInfo(split.size, split.image_shape, source.train_classes)
     stage = prepare(config, config.stages, split, info, workdir)
     check_probes(stage)
     workdir_lib.write(config, workdir, source, stage.mesh.size)
@@ -84,8 +89,16 @@ def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainStat
 
 
 def check_suite(config: ConfigDict, source: Source) -> None:
-    """ConfigError if an evaluation of `config.evaluate.suite` needs labels that `source` does not have."""
+    """ConfigError if an evaluation of `config.evaluate.suite` cannot be made of `source`, or says nothing of it."""
     suite.check(config, {name: split.labels for name, split in source.splits.items()})
+    if "readouts" in suite.load(config):
+        readouts.asked(config)
+    for name in ("untrained", "save_retrieval"):
+        if config.evaluate[name] and not suite.compares(config):
+            raise ConfigError(
+                f"config.evaluate.{name} is about features, and config.evaluate.suite={config.evaluate.suite!r} judges "
+                "none; add readouts, knn or kmeans, say"
+            )
 
 
 def check_probes(stage: Stage) -> None:
@@ -125,16 +138,22 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
     if suite.compares(stage.config):
-        results |= suite.run_comparisons(compared(stage, state, source), stage.config)
+        images = compared(stage, state, source)
+        results |= compare(stage, images)
+        if stage.config.evaluate.save_retrieval:
+            save_retrieval(stage.workdir / "retrieval.npz", images, stage.config)
     results |= {
         "images": sum(split.size for split in source.splits.values()),
         "skipped": len(source.skipped),
         "seconds": round(seconds, 1),
         "step": int(state.step),
     }
-    results = kept(before, results, stage.config) | of_stages(before, stage.config) | results
+    results = kept(before, results, stage.config) | lasting(before, stage.config) | results
     if hosts.is_first():
         write_json(path, results)
+        if table := retrieval_table.table(results, stage.config):
+            with replacing(stage.workdir / "retrieval.md") as temporary:
+                temporary.write_text(table, encoding="utf-8")
     return results
 
 
@@ -159,9 +178,29 @@ def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
     hosts.wait(f"the results of {stage.name}")
 
 
-def of_stages(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """The part of results.json that `write_stage` wrote."""
-    return {key: value for key, value in results.items() if key.partition("/")[0] in stage_names(config)}
+def write_untrained(stage: Stage, source: Source) -> None:
+    """Adds what comparisons say of the state that a training begins with to results.json, as "untrained/<name>".
+
+    Once, if `config.evaluate.untrained` asks for it; a training that has begun no longer has that state.
+    """
+    path = stage.workdir / "results.json"
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    measured = any(key.startswith(UNTRAINED) for key in before)
+    if not stage.config.evaluate.untrained or hosts.agreed(int(measured)):
+        return
+    if hosts.agreed(int(stage.info.begun)):
+        print("config.evaluate.untrained: this training has begun, so no network is untrained; use another --workdir")
+        return
+    found = compare(stage, compared(stage, stage.first().state, source))
+    if hosts.is_first():
+        write_json(path, before | {f"{UNTRAINED}{key}": value for key, value in found.items()})
+    hosts.wait("the results of the untrained network")
+
+
+def lasting(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """The part of results.json that `write_stage` and `write_untrained` wrote."""
+    first = (*(f"{name}/" for name in stage_names(config)), UNTRAINED)
+    return {key: value for key, value in results.items() if key.startswith(first)}
 
 
 def judged(stage: Stage, state: TrainState, source: Source, name: str) -> tuple[Predictions, dict[str, Any]]:
@@ -190,11 +229,30 @@ def kept(before: dict[str, Any], results: dict[str, Any], config: ConfigDict) ->
     return {key: value for key, value in before.items() if key.partition("/")[0] not in suite.load(config)}
 
 
+def compare(stage: Stage, images: suite.Images) -> dict[str, float]:
+    """What comparisons say of the features; the main read-out of a method that predicts nothing has plain names."""
+    found = suite.run_comparisons(images, stage.config)
+    return found if stage.predict else {key.replace(f"/{readouts.MAIN}/", "/"): value for key, value in found.items()}
+
+
+def save_retrieval(path: Path, images: suite.Images, config: ConfigDict) -> None:
+    """Writes the split that retrieval is judged on: `vectors` [N, D], `labels` [N], and `neighbours` int32 [N, 1 + K],
+    the ids of each image itself and of the K nearest by cosine, for the largest K of `config.evaluate.recall_at`."""
+    split = images.test or images.train
+    rows = split.rows()
+    neighbours = retrieval.index_table(rows, split.labels, max(config.evaluate.recall_at))
+    vectors = hosts.whole(rows.array(), len(split.labels))
+    if hosts.is_first():
+        with replacing(path) as temporary:
+            np.savez(temporary, vectors=vectors, labels=split.labels, neighbours=neighbours)
+    hosts.wait("the neighbours")
+
+
 def compared(stage: Stage, state: TrainState, source: Source) -> suite.Images:
     """What comparisons see: the features of the splits that have labels, and probes of the network."""
     splits = {name: split for name, split in source.splits.items() if suite.has_labels(split.labels)}
     seen = {
-        name: suite.Seen(partial(features, stage, state, split, name), np.asarray(split.labels))
+        name: suite.Seen(cache(partial(features, stage, state, split, name)), np.asarray(split.labels))
         for name, split in splits.items()
     }
     train, test, classes = splits["train"], splits.get("test"), source.num_classes or 0

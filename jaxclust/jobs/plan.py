@@ -80,7 +80,7 @@ def images(config: ConfigDict) -> tuple[dict[str, DataInfo], str]:
         config.data.cache_bytes = 0
         source = open_source(config)
         splits = {name: of_stage(source, config, name).splits["train"] for name in names}
-        infos = {name: DataInfo(split.size, split.image_shape, source.num_classes) for name, split in splits.items()}
+        infos = {name: DataInfo(split.size, split.image_shape, source.train_classes) for name, split in splits.items()}
         return infos, f"read from {data.source}"
     if not (data.num_images and data.image_size):
         raise ConfigError(

@@ -33,7 +33,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if out.suffix == ".parquet":
         store.pyarrow(NEEDS_ARROW)  # found out before the work
     config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
-    source = read(ConfigDict({**config.data.to_dict(), "source": f"folder:{options.images}", "train": "train"}))
+    new = {"source": f"folder:{options.images}", "train": "train", "train_classes": ""}
+    source = read(ConfigDict(config.data.to_dict() | new))
     stage, state = evaluate.restore(config, workdir, source.splits["train"])
     table: Table = {"path": [], "cluster": [], "score": []}
     for name, split in source.splits.items():

@@ -1,6 +1,7 @@
 """--job=train: from images to clusters, features' checkpoint, results and report in one command."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     workdir_lib.write(config, workdir, source, used)
     with stop_signal() as stop:
         finished = all(is_finished(stage) for stage in stages)
+        evaluate.write_untrained(stages[0], sources[names[0]])
         for stage in stages:
             snapshot = run_stage(stage, stop)
             if len(stages) > 1:
@@ -64,7 +66,7 @@ def ready(config: ConfigDict, name: str, source: Source, workdir: Path) -> Stage
     split = source.splits["train"]
     labelled = {name: other for name, other in source.splits.items() if suite.has_labels(other.labels)}
     others = {name: other for name, other in labelled.items() if name != "train"}
-    info = DataInfo(split.size, split.image_shape, source.num_classes, parts=tuple(source.parts.values()))
+    info = DataInfo(split.size, split.image_shape, source.train_classes, parts=tuple(source.parts.values()))
     return prepare(config, name, split, info, workdir, others=others)
 
 
@@ -75,5 +77,13 @@ def describe(source: Source, purpose: str) -> str:
     colour = "grey" if shape[-1] == 1 else "colour"
     kind = f"vectors of {shape[0]}" if len(shape) == 1 else f"{shape[1]} x {shape[0]} {colour}"
     known = f"{source.num_classes} classes known, {purpose}" if source.num_classes else "no labels"
+    if source.class_names and source.trained:
+        seen, unseen = (some(source.class_names[part]) for part in (slice(source.trained), slice(source.trained, None)))
+        known += f"; trained on {source.trained} of them ({seen}), and not on {unseen}"
     skipped = f"; {len(source.skipped)} unreadable files skipped" if source.skipped else ""
     return f"{source.name}: {splits} images, {kind}; {known}{skipped}"
+
+
+def some(names: Sequence[str], count: int = 10) -> str:
+    """The first few names."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

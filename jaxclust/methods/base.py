@@ -11,6 +11,7 @@ import optax
 from jaxclust.cluster.reduce import Matrix
 
 Tree = Any  # a pytree of arrays
+Metrics = dict[str, jax.Array]
 Batch = dict[str, Any]
 """What `loss` and `update` get, B rows on each device.
 
@@ -25,7 +26,7 @@ class DataInfo(NamedTuple):
 
     size: int
     image_shape: tuple[int, ...]  # [H, W, C], or [D] for vectors
-    num_classes: int | None = None  # for methods with labels="class" or "group"
+    num_classes: int | None = None  # in training, with labels 0 to one less; for methods with labels="class" or "group"
     files: Mapping[str, Path] = {}  # folders that earlier stages left, such as "checkpoints/moco"
     parts: tuple[int, ...] = ()  # sizes of the splits that make it up, in their order, if it is known
     fingerprint: Callable[[int], str] | None = None  # of the names of the first so many images
@@ -36,7 +37,7 @@ class Aux(NamedTuple):
     """What a loss returns beside its scalar."""
 
     extra: Tree  # the next `extra`, identical on all devices
-    metrics: dict[str, jax.Array] = {}  # scalars, averaged over devices and over the steps between two logs
+    metrics: Metrics = {}  # scalars, averaged over devices and over the steps between two logs
     rows: dict[str, jax.Array] = {}  # [B, ...] per image, written by position to rows/<stage>/ (but see Method.memory)
 
 
@@ -102,6 +103,9 @@ class Method(NamedTuple):
     """(state, batch, rng) -> state, Aux; replaces the gradient step. `aux.extra` is not used."""
     after: Callable[[Tree, Tree], Tree] | None = None
     """(params after the gradient step, extra) -> extra, such as their moving average; not with `update`."""
+    accept: Callable[[jax.Array, Tree, Metrics], tuple[jax.Array, Metrics]] | None = None
+    """(loss, gradient, metrics, all of the whole batch) -> whether the step is taken, and metrics in place of these,
+    which must be finite. Without it parameters, `extra` and optimiser state stay as they are. Not with `update`."""
     optimizer: Callable[[], optax.GradientTransformation] | None = None  # replaces `config.optimizer`
     views: tuple[str, ...] = ("train",)  # named augmentations (`config.views.<name>`)
     copies: bool = False  # whether a view may be several copies of an image (its `number`)
@@ -114,10 +118,13 @@ class Method(NamedTuple):
     """The entry [B, D] of `Aux.rows` that is the row of each image in the next refresh; `look` then makes only those of
     the first one. It is kept by id in the checkpoint; an image that the round did not meet has zeros."""
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
+    class_size: int = 1  # images of smaller classes are not trained on (labels="class")
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
     layers: tuple[str, ...] | None = None
     """Names of the maps that `embed` knows, beside "feature"; None: those of the network of `config.model`."""
+    body: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
+    """(params, extra, images) -> [B, D], the features of a frozen body that are kept; None: what `embed` gives."""
     points: Callable[[TrainState], tuple[int, int]] | None = None
     """(state or its shapes) -> how many clusterings by `config.cluster` a refresh makes, and the length of the points
     that each of them sees; None: it makes none."""

@@ -6,8 +6,8 @@ view of an image, and is sure of, is what it should say of a strong one. A movin
 clusters.
 
 A batch is groups of an image that has a label and `unlabelled_ratio` others, drawn from all (sampler "labelled_first").
-The network starts anew: the labels are all that is taken from earlier stages. Its feature goes to a linear layer as it
-is, without a further activation. No class label is ever seen.
+The network starts anew, or with weights of a torch file: the labels are all that is taken from earlier stages. Its
+feature goes to a linear layer as it is, without a further activation. No class label is ever seen.
 
 Departure: batch statistics are of the images of all devices (those of the published code, of each of its four).
 """
@@ -30,6 +30,7 @@ from jaxclust.methods import classifier
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, Refreshed, Targets, TrainState, merge
 from jaxclust.methods.classifier import Classifier, Extra, Params
 from jaxclust.models.heads import MLP
+from jaxclust.models.pretrained import TORCH
 from jaxclust.ops.losses import accuracy, weighted_cross_entropy
 from jaxclust.ops.prototypes import log_probabilities
 from jaxclust.runtime import AXIS
@@ -80,7 +81,7 @@ def _check(config: ConfigDict, info: DataInfo) -> None:
             f"config.sampler={config.sampler!r}, but config.method={config.method!r} needs batches in which an image "
             "with a label comes before config.unlabelled_ratio others; set it to 'labelled_first'"
         )
-    if config.init_from:
+    if config.init_from and not config.init_from.startswith(TORCH):  # of which its average has a copy
         raise ConfigError(
             f"config.init_from={config.init_from!r}, but config.method={config.method!r} trains a new network; set "
             "that of its stage to '' (config.stage.NAME.init_from), labels of another run are found all the same"

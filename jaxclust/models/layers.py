@@ -27,15 +27,27 @@ def seen(images: jax.Array, gradients: bool, dtype: Any) -> jax.Array:
 
 
 def conv(
-    features: int, kernel: int, stride: int = 1, padding: int | None = None, kernel_init: Any = conv_init, **kwargs: Any
+    features: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    padding: int | None = None,
+    kernel_init: Any = conv_init,
+    **kwargs: Any,
 ) -> nn.Conv:
-    """The convolution of every network: `kernel` x `kernel`, zero padding of kernel // 2 unless said."""
-    padding = kernel // 2 if padding is None else padding
-    return nn.Conv(features, (kernel, kernel), stride, padding, kernel_init=kernel_init, **kwargs)
+    """The convolution of every network: square unless its height and width are said, zero padding of half of each
+    unless said."""
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    pads = [(side // 2, side // 2) for side in sides] if padding is None else padding
+    return nn.Conv(features, sides, stride, pads, kernel_init=kernel_init, **kwargs)
 
 
 def batch_norm(
-    train: bool, param_dtype: Any = jnp.float32, axis: str | None = AXIS, momentum: float = 0.9, **kwargs: Any
+    train: bool,
+    param_dtype: Any = jnp.float32,
+    axis: str | None = AXIS,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+    **kwargs: Any,
 ) -> nn.BatchNorm:
     """Batch norm over the rows of all devices, or with `axis` None over those that it is given alone.
 
@@ -44,7 +56,7 @@ def batch_norm(
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=momentum,
-        epsilon=1e-5,
+        epsilon=epsilon,
         axis_name=axis,
         param_dtype=param_dtype,
         force_float32_reductions=param_dtype == jnp.float32,  # statistics in float64 where parameters are
@@ -90,7 +102,7 @@ class RowNorm(nn.Module):
 def conv_norm(
     x: jax.Array,
     features: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     stride: int = 1,
     padding: int | None = None,
     *,
@@ -99,11 +111,12 @@ def conv_norm(
     axis: str | None,
     bias: bool = True,
     kernel_init: Any = conv_init,
+    epsilon: float = 1e-5,
     **kinds: Any,
 ) -> jax.Array:
     """A convolution and its batch norm, `<name>_conv` and `<name>_norm` of the module that calls."""
     x = conv(features, kernel, stride, padding, kernel_init, use_bias=bias, name=f"{name}_conv", **kinds)(x)
-    normed: jax.Array = batch_norm(train, axis=axis, name=f"{name}_norm", **kinds)(x)
+    normed: jax.Array = batch_norm(train, axis=axis, epsilon=epsilon, name=f"{name}_norm", **kinds)(x)
     return normed
 
 

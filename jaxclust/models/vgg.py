@@ -23,6 +23,9 @@ LOW_LAYERS = ("conv2", "conv4")
 MULTIPLES = (1, 2, 4, 8, 8)
 """Channels of each block, in those of the first."""
 
+SIDE = 7
+"""Of the map that the first dense layer sees."""
+
 
 class VGG(nn.Module):
     """Five blocks of 3 x 3 convolutions, each at half the side, and two dense layers.
@@ -51,7 +54,7 @@ class VGG(nn.Module):
                 x = nn.relu(conv_norm(x, self.width * multiple, 3, name=name, train=train, axis=self.axis, **kinds))
                 self.sow("maps", name, x)
             x = max_pool(x, 2, 2)
-        x = adaptive_mean(x, 7).reshape(x.shape[0], -1)
+        x = adaptive_mean(x, SIDE).reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.dim, kernel_init=dense_init, name="dense", **kinds)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.dim, kernel_init=dense_init, name="feature", **kinds)(x)

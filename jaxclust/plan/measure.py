@@ -128,7 +128,7 @@ def _round(batch: float) -> int:
 
 def _of_step(stage: Stage) -> tuple[Any, Any, Any]:
     """Shapes of the state, a batch and the key."""
-    shape = (_length(stage, stage.embed),) if stage.config.freeze_body else stage.info.image_shape
+    shape = (_length(stage, stage.body),) if stage.config.freeze_body else stage.info.image_shape
     info = stage.info._replace(image_shape=shape)
     batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size, stage.config.views))
     return _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), jax.eval_shape(lambda: runtime.key(0))

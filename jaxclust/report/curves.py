@@ -10,6 +10,7 @@ from jaxclust.report.figures import Line, Panel
 from jaxclust.report.workdir import Metrics
 
 PSEUDO_ACCURACY = "train/accuracy"  # logged where the loss is a cross-entropy over the clusters
+REFERENCE = "train/reference"  # the loss of random embeddings, logged where it is that of deep spectral clustering
 SHARE = (-0.03, 1.06)  # limits of what lies between 0 and 1
 
 
@@ -41,13 +42,37 @@ def panels(metrics: Metrics, k: int) -> list[Panel]:
     ]
     largest = _lines(metrics, largest="clusters/largest_share")
     plots = [
-        Panel("loss", _lines(metrics, loss="train/loss"), None, guess),
+        Panel("loss", _lines(metrics, loss="train/loss", random=REFERENCE), None, guess),
         Panel("collapse: shares of clusters found and of the largest", spread + largest, SHARE),
         Panel("NMI to the previous round", _lines(metrics, NMI="clusters/nmi_prev"), SHARE),
         Panel("agreement with the labels", _lines(metrics, ACC="train/acc", NMI="train/nmi", ARI="train/ari"), SHARE),
         *(_of_heads(metrics, family) for family in HEADS),
+        *_of_embeddings(metrics),
     ]
     return [panel for panel in plots if panel.lines]
+
+
+def _of_embeddings(metrics: Metrics) -> list[Panel]:
+    """What tells whether embeddings learn (DSCL, section 9): none of a run that logs no loss of random ones."""
+    if REFERENCE not in metrics.last():
+        return []
+    logged = sorted({name for row in metrics.rows for name in row})
+    rates = {name.removeprefix("lr/"): name for name in logged if name.startswith("lr/")}
+    recalls = {name.removesuffix("/r@1"): name for name in logged if name.endswith("/r@1")}
+    return [
+        Panel("rank of the embeddings", _lines(metrics, effective="train/effective_rank", rank="train/rank")),
+        Panel("condition number, power of ten", _powers(metrics, condition="train/condition")),
+        Panel("length of the gradient, power of ten", _powers(metrics, gradient="train/gradient_norm")),
+        Panel("share of steps that were skipped", _lines(metrics, skipped="train/skipped"), SHARE),
+        Panel("learning rate, power of ten", _powers(metrics, **rates)),
+        Panel("R@1", _lines(metrics, **recalls), SHARE),
+    ]
+
+
+def _powers(metrics: Metrics, **names: str) -> list[Line]:
+    """Logarithms of what is over zero; the end of a line says the number itself."""
+    lines = [line._replace(x=line.x[line.y > 0], y=line.y[line.y > 0]) for line in _lines(metrics, **names)]
+    return [line._replace(y=np.log10(line.y), end=f"{line.y[-1]:.3g}") for line in lines if len(line.x)]
 
 
 def _lines(metrics: Metrics, **names: str) -> list[Line]:

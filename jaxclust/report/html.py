@@ -169,8 +169,11 @@ Draw = Callable[[figures.Theme], Figure]
 def _pictures(run: Run, clusters: list[Cluster]) -> Iterator[tuple[Picture, Draw | None]]:
     """The figures of the page; None in place of the drawing when there is nothing to draw."""
     panels = curves.panels(run.metrics, _k(run))
+    words = "The dashed line is the loss of pure guessing." if any(panel.reference for panel in panels) else ""
+    if curves.REFERENCE in run.metrics.last():
+        words = "Random embeddings of d numbers have the loss K (1 - d / n), of n images in K classes."
     yield (
-        Picture("curves", "Training", "The dashed line is the loss of pure guessing.",
+        Picture("curves", "Training", words,
                 "metrics.jsonl has no rounds yet: curves appear when the first round is logged."),
         (lambda theme: figures.curves(panels, run.metrics.stages, theme)) if panels else None,
     )  # fmt: skip
@@ -257,7 +260,8 @@ def _subtitle(run: Run) -> str:
         return "config.json is missing or unreadable, so the settings of this run are unknown."
     config = _last(run)
     method = " → ".join(run.stages) if len(run.stages) > 1 else config.get("method", "")
-    words = [method, (config.get("model") or {}).get("name", ""), f"k = {_k(run)}", f"seed {config.get('seed', 0)}"]
+    k = f"k = {_k(run)}" if run.clusters is not None or not run.finished else ""  # a method may predict no clusters
+    words = [method, (config.get("model") or {}).get("name", ""), k, f"seed {config.get('seed', 0)}"]
     return " · ".join(str(word) for word in words if word)
 
 
@@ -279,10 +283,10 @@ def _facts(run: Run, clusters: list[Cluster]) -> list[tuple[str, str]]:
         of = f"clusters found of {_k(run):,}" if _k(run) else "clusters found"
         facts.append((f"{len(clusters):,}", of))
     measured = results or run.metrics.last()
-    for name in ("acc", "nmi", "ari"):
+    for name in ("r@1", "acc", "nmi", "ari"):
         for split in ("train", "test"):
             if (value := measured.get(f"{split}/{name}")) is not None:
-                text = f"{value:.1%}" if name == "acc" else f"{value:.3f}"
+                text = f"{value:.1%}" if name in ("r@1", "acc") else f"{value:.3f}"
                 facts.append((text, name.upper() if split == "train" else f"{name.upper()}, test"))
                 break
     if "seconds" in results:

@@ -1,5 +1,6 @@
 """The figures of results.json as tables: agreement with the labels, and what each evaluation of features found."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ MEANINGS = {
     "best_epoch": "the epoch of top1_best",
     "loss": "mean of -ln of the probability of the class, after the last epoch",
     "map@r": "mean average precision among as many images as there are of the class",
+    "r-precision": "share of as many most similar images as there are of the class that are of it",
 }
+READ_OUT = re.compile(r"((?:untrained/)?(?:train|test)(?:/\w+)?)/(r@\d+|map@r|r-precision|nmi)")
 
 
 class Agreement(NamedTuple):
@@ -43,9 +46,10 @@ class Table(NamedTuple):
 def agreement(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Agreement with the labels by split and name; of an earlier stage by "<stage>/<split>"."""
     table: dict[str, dict[str, float]] = {}
+    others, judged = (*_evaluations(), "untrained"), readouts(results)
     for key, value in results.items():
         split, _, name = key.rpartition("/")
-        if name in AGREEMENT and split.partition("/")[0] not in _evaluations():
+        if name in AGREEMENT and split.partition("/")[0] not in others and split not in judged:
             table.setdefault(split, {})[name] = value
     return table
 
@@ -62,8 +66,13 @@ def by_stage(results: Mapping[str, float], stages: Sequence[str]) -> list[Agreem
 
 
 def comparisons(results: Mapping[str, float]) -> list[Table]:
-    """A table for each evaluation that compares features: "<evaluation>/<row>/<column>" or "<evaluation>/<column>"."""
+    """A table for each evaluation that compares features: "<evaluation>/<row>/<column>" or "<evaluation>/<column>".
+
+    That of `readouts`, whose keys begin with the split, comes first.
+    """
     found: dict[str, dict[str, dict[str, str]]] = {}
+    for name, values in readouts(results).items():
+        found.setdefault("readouts", {})[name] = {column: _shown(column, value) for column, value in values.items()}
     for key, value in results.items():
         name, _, rest = key.partition("/")
         row, _, column = rest.rpartition("/")
@@ -73,6 +82,15 @@ def comparisons(results: Mapping[str, float]) -> list[Table]:
         Table(name, list(dict.fromkeys(column for cells in rows.values() for column in cells)), rows)
         for name, rows in found.items()
     ]
+
+
+def readouts(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Retrieval and NMI of each read-out of features: "test", "test/spectral", "untrained/test" and so on."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        if match := READ_OUT.fullmatch(key):
+            found.setdefault(match[1], {})[match[2]] = value
+    return {name: values for name, values in found.items() if any(column.startswith("r@") for column in values)}
 
 
 def _evaluations() -> list[str]:

@@ -95,12 +95,11 @@ class Checkpoints:
                     "it was made by another model"
                 )
 
-    def restore_body(self, like: Snapshot, fresh: tuple[str, ...], noise: float, key: jax.Array) -> Snapshot:
+    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `fresh`; of one expert to each of several. To a parameter w of length |w|
-        is added `noise` |w| / 2 times N(0, 1).
+        agree, but for those under a name in `fresh`; of one expert to each of several.
         """
         self.check_body(like, fresh)
         step = self.latest()
@@ -116,18 +115,12 @@ class Checkpoints:
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         taken = {name for name, target in wanted.items() if isinstance(target, jax.ShapeDtypeStruct)}
 
-        def begun(number: int, path: tuple[Any, ...], leaf: Any) -> Any:
+        def begun(path: tuple[Any, ...], leaf: Any) -> Any:
             name = _name(path)
-            if name not in taken:
-                return leaf
-            made = arrays[name]
-            if noise and name.startswith("state.params."):
-                drawn = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
-                made = made + 0.5 * noise * jnp.linalg.norm(made.ravel()) * drawn
-            return jax.device_put(jnp.broadcast_to(made, leaf.shape), leaf.sharding)
+            return jax.device_put(jnp.broadcast_to(arrays[name], leaf.shape), leaf.sharding) if name in taken else leaf
 
-        leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-        return jax.tree.unflatten(tree, [begun(number, *leaf) for number, leaf in enumerate(leaves)])
+        restored: Snapshot = jax.tree_util.tree_map_with_path(begun, like)
+        return restored
 
 
 def _name(path: tuple[Any, ...]) -> str:

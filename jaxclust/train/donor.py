@@ -1,15 +1,65 @@
 """What a stage takes from others: the body that it starts with, and the files that they left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxclust.config import for_stage, load, stage_names
 from jaxclust.errors import ConfigError
-from jaxclust.train.checkpoint import Checkpoints
+from jaxclust.models.pretrained import TORCH, open_weights
+from jaxclust.train.checkpoint import Checkpoints, Snapshot
+from jaxclust.train.torch_file import File
 
 KINDS = ("checkpoints", "assignments", "rows")  # folders of a workdir with one for each stage
+
+
+class Donor(NamedTuple):
+    """Where a stage takes its body from."""
+
+    check: Callable[[Snapshot, tuple[str, ...]], None]
+    """(state or its shapes, Method.fresh): ConfigError unless the body fits."""
+    give: Callable[[Snapshot, tuple[str, ...]], Snapshot]
+    """(first state, Method.fresh) -> the same with the body."""
+
+
+def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
+    """What gives stage `name` of the whole `config` its body, None: it starts with a new one.
+
+    "torch:FILE" in place of what `body` reads is for the first stage, or the one whose own section says it.
+    """
+    own = for_stage(config, name)
+    if own.init_from.startswith(TORCH):
+        said_here = "init_from" in config.stage[name] if name in config.stage else False
+        if name != stage_names(config)[0] and not said_here:
+            return None
+        file = File(open_weights(Path(own.init_from.removeprefix(TORCH)).expanduser()), own, name, workdir)
+        return Donor(lambda like, fresh: file.check(like), lambda like, fresh: file.give(like))
+    folder = body(config, name, workdir)
+    if folder is None:
+        return None
+
+    def check(like: Snapshot, fresh: tuple[str, ...]) -> None:
+        if Checkpoints.exist(folder):
+            Checkpoints(folder).check_body(like, fresh)
+
+    return Donor(check, lambda like, fresh: Checkpoints(folder).restore_body(like, fresh))
+
+
+def noisy(first: Snapshot, given: Snapshot, share: float, key: jax.Array) -> Snapshot:
+    """`given`, where to each parameter w that is not the very one of `first` is added `share` |w| / 2 N(0, 1)."""
+    old, (new, tree) = jax.tree.leaves(first.state.params), jax.tree.flatten(given.state.params)
+
+    def moved(number: int, w: jax.Array) -> jax.Array:
+        drawn = jax.random.normal(jax.random.fold_in(key, number), w.shape, w.dtype)
+        return jax.device_put(w + 0.5 * share * jnp.linalg.norm(w.ravel()) * drawn, w.sharding)
+
+    taken = [share > 0 and now is not before for before, now in zip(old, new, strict=True)]
+    params = [moved(number, w) if taken[number] else w for number, w in enumerate(new)]
+    return given._replace(state=given.state._replace(params=jax.tree.unflatten(tree, params)))
 
 
 def body(config: ConfigDict, name: str, workdir: Path) -> Path | None:
@@ -25,7 +75,7 @@ def body(config: ConfigDict, name: str, workdir: Path) -> Path | None:
     earlier = text[1:]
     if earlier in names[: names.index(name)]:
         return workdir / "checkpoints" / earlier
-    if config.init_from and not config.init_from.startswith("@"):
+    if config.init_from and not config.init_from.startswith(("@", TORCH)):
         return _of_run(Path(config.init_from), earlier)
     if Checkpoints.exist(workdir / "checkpoints" / earlier):
         return workdir / "checkpoints" / earlier
@@ -55,7 +105,7 @@ def files(config: ConfigDict, name: str, workdir: Path) -> Mapping[str, Path]:
     """
     names = stage_names(config)
     found = {f"{kind}/{stage}": workdir / kind / stage for stage in names[: names.index(name)] for kind in KINDS}
-    others = [Path(config.init_from)] if config.init_from and not config.init_from.startswith("@") else []
+    others = [Path(config.init_from)] if config.init_from and not config.init_from.startswith(("@", TORCH)) else []
     for root in (workdir, *others):
         for path in _folders(root):
             if path.name not in names:

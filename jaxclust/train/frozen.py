@@ -18,7 +18,7 @@ def with_features(stage: Stage, state: TrainState, restored: bool) -> Stage:
         return stage
     path = stage.workdir / "features" / f"{stage.name}.npy"
     if not (restored and hosts.agreed(path.exists())):  # from before the first checkpoint it may be of another body
-        rows = run(stage, state, stage.embed, "features of the frozen body")["features"]
+        rows = run(stage, state, stage.body, "features of the frozen body")["features"]
         if hosts.is_first():
             with replacing(path) as temporary:
                 write_npy(temporary, rows)

@@ -139,7 +139,7 @@ def _order(stage: Stage, targets: Targets, round_: int) -> np.ndarray:
     seed = (stage.config.seed, stage.number, round_)
     return sampler.draw(
         stage.config.sampler, targets.ids, targets.cluster, steps * size, seed, size,
-        first_batch=round_ * steps, unlabelled=stage.config.unlabelled_ratio,
+        first_batch=round_ * steps, unlabelled=stage.config.unlabelled_ratio, per_class=stage.config.images_per_class,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxclust import methods, models, runtime
+from jaxclust.cluster import warn_once
 from jaxclust.config import for_stage, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
@@ -44,6 +45,7 @@ class Stage(NamedTuple):
     step: train_step.Step
     embed: Program
     look: Program  # what refresh sees
+    body: Program  # what is kept of images that a frozen body has seen
     predict: Program | None
     metrics: tuple[str, ...]  # names of what a step measures
     first: Callable[[], Snapshot]  # the state before the first step
@@ -69,7 +71,7 @@ def prepare(
     """
     number = stage_names(config).index(name)
     begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then no body is needed
-    donor = None if begun else donors.body(config, name, workdir)
+    donor = None if begun else donors.find(config, name, workdir)
     info = info._replace(
         files=donors.files(config, name, workdir), begun=begun, fingerprint=partial(fingerprint, split)
     )
@@ -91,8 +93,8 @@ def prepare(
     shapes = shapes._replace(sums=jax.eval_shape(lambda: train_step.zero_sums(metrics)))
 
     _check_scores(config, name, rows)
-    if donor and Checkpoints.exist(donor):
-        Checkpoints(donor).check_body(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
+    if donor:
+        donor.check(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
 
     begin = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))
 
@@ -100,13 +102,14 @@ def prepare(
         snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
         if donor is None:
             return snapshot
-        noise_key = runtime.key(config.seed, name, "init_noise")
-        return Checkpoints(donor).restore_body(snapshot, method.fresh, config.init_noise, noise_key)
+        given = donor.give(snapshot, method.fresh)
+        return donors.noisy(snapshot, given, config.init_noise, runtime.key(config.seed, name, "init_noise"))
 
     embed = compile_for(method.embed, mesh)
     return Stage(
         name, number, config, workdir, split, info, method, length, mesh, optimizer, step,
         embed, compile_for(method.look, mesh) if method.look else embed,
+        compile_for(method.body, mesh) if method.body else embed,
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
@@ -172,10 +175,23 @@ def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split
     if method.labels is None or split.labels is None:
         return None
     if method.labels == "class":
-        return split.labels
+        return without_small(split.labels, method.class_size)
     assert info.num_classes is not None
     known = (split.labels >= 0) & (split.labels < info.num_classes)
     return np.where(known, groups_of(config.groups, info.num_classes)[np.where(known, split.labels, 0)], -1)
+
+
+def without_small(labels: np.ndarray, least: int) -> np.ndarray:
+    """Labels int [N] where those of classes with fewer than `least` images are unknown, which is said."""
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    small = np.flatnonzero((sizes > 0) & (sizes < least))
+    if not len(small):
+        return labels
+    warn_once(
+        f"{len(small)} of {np.count_nonzero(sizes)} classes have fewer than {least} images and are not trained on "
+        f"(their numbers: {', '.join(map(str, small[:5]))}{', …' if len(small) > 5 else ''})"
+    )
+    return np.where(np.isin(labels, small), -1, labels)
 
 
 def first_targets(

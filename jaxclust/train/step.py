@@ -1,6 +1,7 @@
 """The train step: one program for each device, mapped over the mesh and jitted, with donated state."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,8 +33,11 @@ def gradient_update(
         changes, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step, value=loss)
         params = optax.apply_updates(state.params, changes)
         extra = method.after(params, aux.extra) if method.after else aux.extra
-        state = state._replace(params=params, extra=extra, opt_state=opt_state)
-        return state, aux._replace(metrics={"loss": loss, **aux.metrics})
+        new, metrics = state._replace(params=params, extra=extra, opt_state=opt_state), {"loss": loss, **aux.metrics}
+        if method.accept is not None:
+            taken, metrics = method.accept(loss, gradient, {name: mean(value) for name, value in metrics.items()})
+            new = jax.tree.map(partial(jnp.where, taken), new, state)
+        return new, aux._replace(metrics=metrics)
 
     return update
 
@@ -57,12 +61,17 @@ def make(method: Method, optimizer: Optimizer, mesh: Mesh) -> Step:
 BATCH_NAMES = ("views", "id", "position", "target", "weight", "step")
 
 
+def mean(value: Any) -> jax.Array:
+    """The mean of a metric over the devices, float32."""
+    return jax.lax.pmean(jnp.asarray(value, jnp.float32), AXIS)
+
+
 def add_metrics(sums: dict[str, jax.Array], metrics: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
     """Adds a step's metrics to the sums since the last log, and keeps the first step that was not finite.
 
     They live on the device and in the checkpoint, so nothing waits for them and a resumed run logs the same.
     """
-    means = {name: jax.lax.pmean(jnp.asarray(value, jnp.float32), AXIS) for name, value in metrics.items()}
+    means = {name: mean(value) for name, value in metrics.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack(list(means.values()))))
     bad = jnp.where(finite | (sums["bad_step"] >= 0), sums["bad_step"], step)
     added = {name: sums.get(name, 0.0) + value for name, value in means.items()}

@@ -70,7 +70,7 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
     config_lib.save(config, workdir / "config.json")
     write_json(workdir / "environment.json", environment(used))
     split = of_last_stage(source, config).splits["train"]
-    about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.num_classes}
+    about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.train_classes}
     write_json(workdir / "data.json", about)
     _write(workdir / "images.csv", _image_list(source))
     if source.skipped:

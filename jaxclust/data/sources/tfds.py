@@ -6,6 +6,7 @@ pipeline over TFRecords cannot do.
 """
 
 import io
+import math
 import os
 import re
 import sys
@@ -21,8 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust.config import did_you_mean
-from jaxclust.data.decode import Header, Unreadable, scan
-from jaxclust.data.image_files import Files, Skips, make_splits, scan_images
+from jaxclust.data.decode import Box, Header, Unreadable, scan
+from jaxclust.data.image_files import Files, Skips, make_splits, scan_parts
 from jaxclust.data.listing import HELD_OUT
 from jaxclust.data.records import Records, open_records
 from jaxclust.data.split import Source
@@ -41,14 +42,17 @@ class Columns(NamedTuple):
     label: str | None
     classes: tuple[str, ...]
     file: str | None
+    box: str | None
 
 
 class Record(NamedTuple):
-    """One image as it is stored, its class (negative: unknown) and the name of its file, if it has one."""
+    """One image as it is stored, its class (negative: unknown), the name of its file, if it has one, and its box: the
+    top, left, bottom and right of what is meant, as shares of height and width; empty: all of it."""
 
     image: bytes
     label: int
     file: str
+    box: Sequence[float]
 
 
 def read(where: str, settings: ConfigDict) -> Source:
@@ -56,6 +60,7 @@ def read(where: str, settings: ConfigDict) -> Source:
     builder = _builder(where, settings.data_dir)
     place = str(builder.data_dir)
     columns = _columns(builder.info, place, settings.label)
+    columns = columns if settings.box_crop else columns._replace(box=None)
     if not builder.is_prepared():
         _prepare(builder, where)
     skips = Skips(place, settings.max_skipped)
@@ -217,7 +222,8 @@ def _columns(info: Any, place: str, asked: str) -> Columns:
     label = asked or next((name for name in labels if name == target), labels[0] if len(labels) == 1 else None)
     classes = tuple(features[label].names) if label else ()
     file = next((name for name in FILE_NAMES if isinstance(features.get(name), kinds.Text)), None)
-    return Columns(image, label, classes, file)
+    boxes = [name for name, kind in features.items() if isinstance(kind, kinds.BBoxFeature)]
+    return Columns(image, label, classes, file, boxes[0] if len(boxes) == 1 else None)
 
 
 def _is_image(kind: Any) -> bool:
@@ -232,14 +238,15 @@ def _scan(records: Records, split: str, prefix: str, columns: Columns, max_pixel
     names = [f"{prefix}/{i}" for i in range(records.size)]
     labels = np.full(records.size, -1, np.int32)
 
-    def one(i: int) -> Header:
+    def one(i: int) -> tuple[Header, Box | None]:
         record = _parse(records.read(i), columns)
         labels[i] = record.label
         if record.file:
             names[i] = f"{prefix}/{record.file}"
-        return scan(io.BytesIO(record.image), max_pixels)
+        header = scan(io.BytesIO(record.image), max_pixels)
+        return header, _box(record, header)
 
-    headers = scan_images(split, names, one, skips)
+    headers, boxes = scan_parts(split, names, one, skips)
     kept = list(headers)
     known = (labels[kept] >= 0).any()
     return Files(
@@ -248,6 +255,7 @@ def _scan(records: Records, split: str, prefix: str, columns: Columns, max_pixel
         list(headers.values()),
         lambda id: io.BytesIO(_parse(records.read(kept[id]), columns).image),
         labels[kept] if known else None,
+        boxes,
     )
 
 
@@ -262,8 +270,20 @@ def _parse(record: bytes, columns: Columns) -> Record:
     images = values[columns.image].bytes_list.value
     labels = values[columns.label].int64_list.value if columns.label else [-1]
     files = values[columns.file].bytes_list.value if columns.file else [b""]
-    if not len(images) == len(labels) == len(files) == 1:
-        raise Unreadable("the record is damaged: its image, label or file name is missing")
+    box = values[columns.box].float_list.value if columns.box else ()
+    if not len(images) == len(labels) == len(files) == 1 or len(box) not in (0, 4):
+        raise Unreadable("the record is damaged: its image, label, file name or box is missing")
     if columns.label and labels[0] >= len(columns.classes):
         raise Unreadable(f"its label {labels[0]} is none of the {len(columns.classes)} classes")
-    return Record(images[0], int(labels[0]), files[0].decode("utf-8", "surrogateescape"))
+    return Record(images[0], int(labels[0]), files[0].decode("utf-8", "surrogateescape"), box)
+
+
+def _box(record: Record, header: Header) -> Box | None:
+    """The box of a record in the pixels of its image."""
+    if not record.box:
+        return None
+    top, left, bottom, right = record.box
+    if not all(map(math.isfinite, record.box)):
+        raise Unreadable(f"its box {tuple(record.box)} is none")
+    h, w = header.height, header.width
+    return Box(round(left * w), round(top * h), round(right * w), round(bottom * h))

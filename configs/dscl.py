@@ -1,0 +1,116 @@
+"""DSCL: embeddings learnt from some classes, by which images of other classes are found.
+
+python -m jaxclust.main --config=configs/dscl.py
+python -m jaxclust.main --config=configs/dscl.py:tiny --config.data.source=folder:TINYNET
+python -m jaxclust.main --config=configs/dscl.py:cars196 --config.data.source=cars196:FOLDER
+python -m jaxclust.main --config=configs/dscl.py:cars196,closed_form --config.data.source=cars196:FOLDER
+python -m jaxclust.main --config=configs/dscl.py:seed --config.data.source=cars196:FOLDER
+python -m jaxclust.main --config=configs/dscl.py:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from jaxclust import config as c
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The default is `digits`; variants are separated by commas and apply in order."""
+    config = c.base()
+    config.method = config.stages = "dscl"
+    config.sampler = "pk"
+    config.evaluate.suite, config.evaluate.untrained = "readouts", True
+    config.rounds = 0
+    digits(config)
+    variants = {
+        "digits": digits, "tiny": tiny, "cars196": cars196, "end_to_end": end_to_end, "closed_form": closed_form,
+        "paper_aug": paper_aug, "seed": seed, "smoke": smoke,
+    }  # fmt: skip
+    return c.apply_variants(config, variant, variants)
+
+
+def digits(config: ConfigDict) -> None:
+    """Digits 0 to 4 of scikit-learn's 8 x 8 are learnt from, by a small network; 5 to 9 are searched."""
+    config.data.source, config.data.train_classes = "digits", "0-4"
+    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 500, 500, 5
+    config.dscl.bn, config.dscl.ridge = "small_batch", 0.1
+    config.optimizer.body.lr, config.optimizer.top.lr = 5e-4, 1e-3
+    config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
+    config.steps, config.refresh_every, config.log_every = 200, "20 steps", "5 steps"
+    view = config.views.train
+    view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
+
+
+def tiny(config: ConfigDict) -> None:
+    """The first 20 classes of a part of Tiny-ImageNet, seen at 32 x 32 by a ResNet-18; 19 others are searched."""
+    config.data.source, config.data.train_classes = "folder:tinynet", "first:20"
+    config.data.image_size, config.data.channels = 32, 3
+    config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config.model.name, config.model.stem, config.model.width = "resnet18", "small", 32
+    config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 800, 400, 20
+    config.dscl.bn = "small_batch"
+    config.steps, config.refresh_every, config.log_every = 150, "10 steps", "1 step"
+    config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
+    view = config.views.train
+    view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
+    view.crop_area, view.flip = 0.4, 0.5
+
+
+def cars196(config: ConfigDict) -> None:
+    """The last layer on features of cars, cropped to their boxes: classes 1 to 98 are learnt from (section 6)."""
+    config.data.source, config.data.train_classes = "cars196:data/cars196", "first:98"
+    config.data.image_size, config.data.channels, config.data.num_images = 299, 3, 8_054
+    config.data.stretch = True
+    config.data.mean, config.data.std = (0.5,), (0.5,)
+    config.model.name = "resnet50"
+    config.freeze_body = True
+    config.batch_size, config.eval_batch_size, config.dscl.vector_size = 6000, 64, 98
+    config.dscl.small_batch_size, config.dscl.bn, config.dscl.ridge = 60, "frozen", 0.0
+    config.steps, config.refresh_every, config.log_every = 400, "10 steps", "1 step"
+    config.optimizer.top.name, config.optimizer.top.lr = "adam", 1e-3
+    config.optimizer.body.schedule = config.optimizer.top.schedule = "none"
+    view = config.views.train
+    view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
+    view.crop_area, view.crop_area_max, view.flip = 0.4, 0.95, 0.5
+
+
+def end_to_end(config: ConfigDict) -> None:
+    """The body learns too, slowly."""
+    config.freeze_body = False
+    config.batch_size = 1260
+    config.dscl.small_batch_size = 70
+    config.optimizer.body.name, config.optimizer.body.lr = "adam", 1e-5
+    config.optimizer.top.name, config.optimizer.top.lr = "adam", 1e-4
+
+
+def closed_form(config: ConfigDict) -> None:
+    """The last layer is solved for, without a step, on all images."""
+    config.freeze_body = True
+    config.rounds = config.steps = 0
+    config.dscl.solver, config.dscl.ridge = "closed_form", 1e-2
+
+
+def paper_aug(config: ConfigDict) -> None:
+    """Crops of 227 anywhere in images of 259 pixels, and mirror images, as comparisons say of the paper."""
+    config.data.image_size = 227
+    view = config.views.train
+    view.crop_area, view.crop_area_max, view.crop_shift, view.flip = 0.0, 1.0, 1.0, 0.5
+
+
+def seed(config: ConfigDict) -> None:
+    """The command that the user gave: 100 small batches of 60, a last layer of 98 numbers by plain SGD."""
+    cars196(config)
+    config.steps = 400
+    config.dscl.dropout_rate, config.dscl.init = 0.3, "upstream"
+    config.dscl.grad_scale, config.dscl.mean_gradient = 0.5, True
+    top = config.optimizer.top
+    top.name, top.lr, top.momentum = "sgd", 1e-5, 0.0
+
+
+def smoke(config: ConfigDict) -> None:
+    """Two short rounds of a tiny network on tiny images."""
+    config.steps = min(config.steps, 20)
+    config.refresh_every = "10 steps"
+    config.data.image_size = min(config.data.image_size, 32)
+    config.model.width, config.model.dim, config.model.stem = 8, 32, "small"
+    config.batch_size, config.eval_batch_size = 120, 120
+    config.dscl.small_batch_size, config.dscl.vector_size = 60, 5

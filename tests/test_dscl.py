@@ -1,0 +1,376 @@
+"""DSCL: gradients in two passes and over devices, skipped steps, the closed form, what it refuses (D7 to D9, D15)."""
+
+import json
+import logging
+import runpy
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import linalg
+from small import few_digits, few_vectors, prepared, run, trained, with_settings
+
+from jaxclust import runtime
+from jaxclust.cluster import warn_once
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.methods import closed_form, embedding
+from jaxclust.ops.spectral import dscl_loss
+from jaxclust.train import loop
+
+P = jax.sharding.PartitionSpec
+KEY = jax.random.key(0)
+
+
+def made(**fields):
+    """48 images in a batch of embeddings of five numbers; `a__b=value` sets config.a.b."""
+    config = runpy.run_path("configs/dscl.py")["get_config"]("smoke")
+    fields = {
+        "data__train_classes": "", "batch_size": 48, "eval_batch_size": 48, "dscl__small_batch_size": 8,
+        "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen", **fields,
+    }  # fmt: skip
+    return with_settings(config, **fields)
+
+
+def ready(workdir, source=None, **fields):
+    return prepared(made(**fields), workdir, source or few_digits(200))
+
+
+def begun(stage):
+    """The first state and batches."""
+    state, targets = stage.first()
+    return jax.device_get(state), loop._batches(stage, targets, 0)
+
+
+def gradient(stage, state, batch):
+    """L as the method descends it, its gradient over all devices, and what else the loss says."""
+
+    def program(params, extra, batch):
+        def objective(params):
+            value, aux = stage.method.loss(params, extra, batch, KEY)
+            return jax.lax.pmean(value, runtime.AXIS), aux
+
+        (value, aux), found = jax.value_and_grad(objective, has_aux=True)(params)
+        return value, found, jax.lax.pmean(aux.metrics, runtime.AXIS), aux.extra
+
+    specs = (P(), P(), {name: P() if name == "step" else P(runtime.AXIS) for name in batch})
+    mapped = jax.shard_map(program, mesh=stage.mesh, in_specs=specs, out_specs=P())
+    return jax.device_get(jax.jit(mapped)(state.params, state.extra, runtime.put_batch(batch, stage.mesh)))
+
+
+def assert_close(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), a, b)
+
+
+DROPOUT = {"dscl__dropout_rate": 0.3, "optimizer__body__name": "sgd"}
+
+
+def test_d7_the_gradient_of_six_chunks_is_that_of_one_shot_with_the_same_dropout(tmp_path):
+    fields = {**DROPOUT, "dscl__dropout_site": "feature"}
+    stage = ready(tmp_path, **fields)
+    state, batches = begun(stage)
+    batch = jax.device_get(next(batches))
+    chunked = gradient(stage, state, batch)
+    whole = gradient(ready(tmp_path, dscl__small_batch_size=48, **fields), state, batch)
+    assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+    assert 0 < chunked[0] < 9.9 and abs(chunked[0] - chunked[2]["loss"]) > 0.01  # L is shown without dropout
+    assert_depends_on_the_position_alone(net_of(stage))
+
+
+def net_of(stage):
+    return stage.method.loss.args[0]
+
+
+def assert_depends_on_the_position_alone(net):
+    rows = np.ones((2, 400), np.float32)
+    dropped = np.asarray(embedding.dropout(net, rows, jnp.array([5, 6])))
+    again = np.asarray(embedding.dropout(net, rows[:1], jnp.array([6])))
+    np.testing.assert_array_equal(dropped[1:], again)
+    assert (dropped[0] != dropped[1]).any() and abs((dropped == 0).mean() - 0.3) < 0.08
+
+
+def test_small_batches_as_problems_of_their_own_are_averaged(tmp_path):
+    small = {"dscl__small_batch_size": 24, "dscl__scope": "small"}
+    stage = ready(tmp_path, **small)
+    state, batches = begun(stage)
+    batch = jax.device_get(next(batches))
+    value, found, metrics, _ = gradient(stage, state, batch)
+    f = np.asarray(jax.jit(stage.method.embed)(state.params, state.extra, batch["views"]["train"])).reshape(2, 24, 5)
+    y = np.eye(10, dtype=np.float32)[batch["target"]].reshape(2, 24, 10)
+    own = jax.jit(jax.vmap(dscl_loss))(f, y)
+    assert value == pytest.approx(np.asarray(own.loss).mean(), rel=1e-4)
+    assert metrics["reference"] == pytest.approx(np.asarray(own.reference).mean(), rel=1e-5)
+    mean = gradient(ready(tmp_path, dscl__mean_gradient=True, dscl__grad_scale=0.5, **small), state, batch)
+    assert mean[0] == pytest.approx(value / 24, rel=1e-5)
+    assert_close(mean[1], jax.tree.map(lambda leaf: leaf / 48, found), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [DROPOUT, {"dscl__scope": "small", "dscl__small_batch_size": 12, "dscl__bn": "small_batch"}],
+    ids=["large", "small"],
+)
+def test_eight_devices_are_one_in_float64(fields, tmp_path, float64):
+    fields = {
+        "runtime__dtype": "float64",
+        "batch_size": 96,
+        "eval_batch_size": 96,
+        "dscl__small_batch_size": 6,
+    } | fields
+    state, batches = begun(ready(tmp_path, **fields))
+    batch = jax.device_get(next(batches))
+    one, eight = (gradient(ready(tmp_path, runtime__devices=n, **fields), state, batch) for n in (1, 8))
+    assert_close(one, eight, rtol=1e-7, atol=1e-9)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1])) > 1e-3
+
+
+def test_batch_norm_of_small_batches_is_theirs_alone_and_running_means_are_those_of_all(tmp_path):
+    fields = {"dscl__bn": "small_batch", "dscl__small_batch_size": 24}
+    stage = ready(tmp_path, **fields)
+    state, batches = begun(stage)
+    batch = jax.device_get(next(batches))
+    other = {**batch, "views": {"train": batch["views"]["train"].copy()}}
+    other["views"]["train"][0] = 255 - other["views"]["train"][0]
+    net = net_of(stage)
+
+    def program(params, extra, batch):
+        said = embedding.in_small_batches(
+            net,
+            partial(embedding.forward, net, params, extra["batch_stats"], KEY),
+            batch["views"]["train"],
+            batch["position"],
+        )
+        return said.clean
+
+    def embedded(batch):
+        mapped = jax.shard_map(program, mesh=stage.mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        return np.asarray(jax.jit(mapped)(state.params, state.extra, batch))
+
+    before, after = embedded(batch), embedded(other)
+    assert (before[0] != after[0]).any(axis=1).all() and (before[1] == after[1]).all()
+    extra = gradient(stage, state, batch)[3]
+    moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (extra, state.extra)), strict=True)]
+    assert all(moved)
+    same = gradient(ready(tmp_path), state, batch)[3]
+    assert_close(same, state.extra)
+
+
+def stepped(stage, state, batch):
+    new, _, _ = stage.step(runtime.put_replicated(state, stage.mesh), runtime.put_batch(batch, stage.mesh), KEY)
+    return jax.device_get(new)
+
+
+BAD = {
+    "nan": ({}, lambda rows: np.where(np.arange(48)[:, None] == 3, np.nan, rows)),
+    "huge": ({}, lambda rows: np.where(np.arange(48)[:, None] == 3, 3e38, rows)),
+    "long": ({"dscl__max_grad_norm": 1e-6}, lambda rows: rows),
+    "surrogate": ({"dscl__loss_skip_threshold": 1e-6, "dscl__ridge": 1.0}, lambda rows: rows),
+}
+
+
+@pytest.fixture(scope="module")
+def stepping(tmp_path_factory):
+    """A stage whose second step is to be spoilt, the state after the first, and a batch."""
+    stage = vectors_stage(tmp_path_factory.mktemp("good"))
+    state, batches = begun(stage)
+    batch = jax.device_get(next(batches))
+    taken = stepped(stage, state, batch)
+    assert taken.sums["skipped"] == 0 and (taken.params["top"]["kernel"] != state.params["top"]["kernel"]).any()
+    return stage, taken, batch
+
+
+def vectors_stage(workdir, **fields):
+    return ready(workdir, few_vectors(200, 12), freeze_body=True, dscl__vector_size=3, dscl__init="upstream", **fields)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_d8_a_bad_step_changes_nothing_but_the_counters(name, stepping, tmp_path):
+    (fields, spoil), (good, taken, batch) = BAD[name], stepping
+    stage = vectors_stage(tmp_path, **fields) if fields else good
+    bad = {**batch, "views": {"train": spoil(batch["views"]["train"]).astype(np.float32)}}
+    after = stepped(stage, taken, bad)
+    for part in ("params", "opt_state", "extra"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(taken, part))
+    assert (after.step, after.sums["skipped"], after.sums["count"], after.sums["bad_step"]) == (2, 1, 2, -1)
+    assert all(np.isfinite(value) for value in after.sums.values())
+    on = stepped(good, after, batch)
+    assert on.sums["skipped"] == 1 and (on.params["top"]["kernel"] != after.params["top"]["kernel"]).any()
+
+
+def toy(n=200, p=12, classes=10, seed=0):
+    """Overlapping classes, which no linear layer tells apart."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(n) % classes).astype(np.int32)
+    return (rng.normal(size=(classes, p))[labels] + rng.normal(size=(n, p)) + 0.5), labels
+
+
+def test_d9_the_closed_form_is_the_optimum_of_a_linear_layer(float64):
+    x, labels = toy()
+    moments = closed_form.moments(((x[i : i + 70], labels[i : i + 70]) for i in range(0, 200, 70)), 12, 10)
+    found = closed_form.optimum(moments, 6)
+    with_ones, j = np.column_stack([x, np.ones(200)]), np.eye(10)[labels] / np.sqrt(20)
+    values = linalg.eigh(with_ones.T @ j @ j.T @ with_ones, with_ones.T @ with_ones, eigvals_only=True)
+    assert found.loss == pytest.approx(10 - values[-6:].sum(), abs=1e-9)
+
+    rows, y = jnp.asarray(x), jax.nn.one_hot(labels, 10, dtype=jnp.float64)
+    adam, rng = optax.adam(optax.cosine_decay_schedule(5e-2, 800)), np.random.default_rng(1)
+    params = {"w": jnp.asarray(0.01 * rng.normal(size=(12, 6))), "b": jnp.zeros(6)}
+
+    @jax.jit
+    def loss(params):
+        return dscl_loss(rows @ params["w"] + params["b"], y).loss
+
+    @jax.jit
+    def learnt(params):
+        def step(carry, _):
+            changes, moments = adam.update(jax.grad(loss)(carry[0]), carry[1])
+            return (optax.apply_updates(carry[0], changes), moments), None
+
+        return jax.lax.scan(step, (params, adam.init(params)), None, length=800)[0][0]
+
+    assert loss({"w": found.kernel, "b": found.bias}) == pytest.approx(found.loss, abs=1e-6)
+    assert found.loss > 0.3 and loss(learnt(params)) == pytest.approx(found.loss, abs=1e-3)
+
+
+def test_d9_the_closed_form_stands_dead_features_a_ridge_and_unknown_classes():
+    x, labels = toy()
+    moments = closed_form.moments([(x, labels)], 12, 10)
+    plain = closed_form.optimum(moments, 6)
+    more = np.concatenate([np.column_stack([x, np.zeros(200), 1e6 * x[:, 0]]), np.full((10, 14), 7.0)])
+    labels_of = np.append(labels, np.full(10, -1, np.int32))
+    found = closed_form.optimum(closed_form.moments([(more, labels_of)], 14, 12), 6)
+    assert found.loss == pytest.approx(plain.loss, abs=1e-6) and np.isfinite(found.kernel).all()
+    assert closed_form.optimum(moments, 6, ridge=0.1).loss > plain.loss + 1e-3
+    f = x @ plain.kernel + plain.bias
+    np.testing.assert_allclose(f.T @ f, np.eye(6) * 200 / 6, atol=1e-6)
+    few = closed_form.optimum(closed_form.moments([(x[:, :2], labels)], 2, 10), 6)
+    assert not few.kernel[:, 3:].any() and few.kernel.shape == (2, 6)
+
+
+def test_the_closed_form_is_a_run_without_steps(tmp_path):
+    fields = {"dscl__solver": "closed_form", "steps": 0, "dscl__vector_size": 3, "freeze_body": True}
+    stage = ready(tmp_path, few_vectors(200, 6), **fields)
+    snapshot = trained(stage.config, tmp_path, few_vectors(200, 6))
+    x, labels = stage.split.images, stage.split.labels
+    expected = closed_form.optimum(closed_form.moments([(x, labels)], 6, 4), 3)
+    np.testing.assert_allclose(snapshot.state.params["top"]["kernel"], expected.kernel, rtol=1e-4, atol=1e-5)
+    said = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert said["loss"] == pytest.approx(expected.loss, rel=1e-5) and said["loss"] < 1.1 < said["reference"]
+    with pytest.raises(ConfigError, match=r"closed_form' solves .* config.freeze_body=True \(it is False\)"):
+        ready(tmp_path, **fields | {"freeze_body": False})
+    with pytest.raises(ConfigError, match=r"config.rounds=0 and config.steps=0 \(0, 5\)"):
+        ready(tmp_path, few_vectors(200, 6), **fields | {"steps": 5})
+
+
+@pytest.mark.parametrize("name", ["normal", "orthogonal", "upstream"])
+def test_the_last_layer_is_drawn_as_asked(name, tmp_path):
+    top = begun(ready(tmp_path, dscl__init=name, model__dim=300))[0].params["top"]
+    kernel, bias = top["kernel"], top["bias"]
+    if name == "normal":
+        assert kernel.std() == pytest.approx(0.01, rel=0.1) and not bias.any()
+    if name == "orthogonal":
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(5), atol=1e-5)
+    if name == "upstream":
+        assert 1.9 < np.abs(kernel).max() <= 2 and kernel.std() == pytest.approx(2 / np.sqrt(3), rel=0.1)
+        assert bias.any() and np.abs(bias).max() <= 2
+
+
+def test_there_is_a_number_for_each_class_unless_said(tmp_path):
+    assert begun(ready(tmp_path, dscl__vector_size=0))[0].params["top"]["kernel"].shape == (12, 10)
+    stage = ready(tmp_path)
+    state, _ = begun(stage)
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    names = ("body", "feature", "conv1")
+    layers, alone, body = jax.jit(
+        lambda *args: (stage.method.embed(*args, layers=names), stage.method.embed(*args), stage.method.body(*args))
+    )(state.params, state.extra, images)
+    assert [layers[name].shape[-1] for name in names] == [12, 5, 4]
+    np.testing.assert_array_equal(layers["feature"], alone)
+    np.testing.assert_array_equal(layers["body"], body)
+    with pytest.raises(ConfigError, match="there is no layer 'conv9'.* There is: conv1, feature"):
+        stage.method.embed(state.params, state.extra, images, layers=("conv9",))
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"dscl__vector_size": 48}, r"config.batch_size=48 images share a loss, .* config.dscl.vector_size=48 numbers"),
+        (
+            {"dscl__scope": "small", "dscl__small_batch_size": 4},
+            r"config.dscl.small_batch_size=4 images share a loss, .* config.dscl.vector_size=5 .*scope='large'",
+        ),
+        ({"dscl__scope": "small", "dscl__small_batch_size": 20}, "batch_size=48 must be a multiple of .*_size=20"),
+        ({"dscl__bn": "small_batch", "dscl__small_batch_size": 20}, "_size=20 must divide the 48 images .* each of 1"),
+    ],
+)
+def test_shapes_that_cannot_be_learnt_from_are_refused_naming_both(fields, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        ready(tmp_path, **fields)
+
+
+def test_a_degenerate_loss_may_be_asked_for_and_does_nothing(tmp_path):
+    fields = {"freeze_body": True, "dscl__vector_size": 50, "dscl__allow_degenerate": True}
+    stage = ready(tmp_path, few_vectors(200, 60), **fields)
+    state, batches = begun(stage)
+    value, found, _, _ = gradient(stage, state, jax.device_get(next(batches)))
+    assert abs(value) < 1e-5 and max(np.abs(leaf).max() for leaf in jax.tree.leaves(found)) < 1e-2
+
+
+def test_few_images_are_warned_of_and_the_small_batches_of_the_published_code_named(tmp_path, caplog):
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        ready(tmp_path, dscl__vector_size=13)
+        assert "config.batch_size=48 images share a loss" in caplog.text and "four times as many" in caplog.text
+        assert "small_batch_size=8 and config.dscl.vector_size=13" in caplog.text and "degenerate" in caplog.text
+        caplog.clear()
+        ready(tmp_path)
+        assert not caplog.text
+
+
+def test_a_class_of_one_image_is_left_out_which_is_said(tmp_path, caplog):
+    warn_once.cache_clear()
+    source = few_digits(60)
+    labels = source.splits["train"].labels
+    labels[labels == 3] = 4
+    labels[7] = 3
+    stage = ready(tmp_path, source)
+    with caplog.at_level(logging.WARNING):
+        stage = ready(tmp_path, source)
+    ids = stage.first().targets.ids
+    assert 7 not in ids and len(ids) == 59 and "1 of 10 classes have fewer than 2 images" in caplog.text
+
+
+def test_data_without_classes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="method='dscl' learns from class labels, and .* has none"):
+        ready(tmp_path, few_digits()._replace(class_names=None))
+
+
+def test_a_batch_smaller_than_a_class_of_the_sampler_is_refused(tmp_path):
+    stage = ready(tmp_path, images_per_class=50)
+    with pytest.raises(DataError, match="batch_size=48, but config.sampler='pk' takes config.images_per_class=50"):
+        begun(stage)[1].__next__()
+
+
+def test_a_frozen_body_keeps_its_features_and_learns_the_last_layer_alone(tmp_path):
+    config = made(freeze_body=True, steps=10, refresh_every="5 steps", optimizer__top__lr=1e-2)
+    before = begun(prepared(config, tmp_path, few_digits(200)))[0]
+    state = trained(config, tmp_path, few_digits(200)).state
+    assert np.load(tmp_path / "features" / "dscl.npy").shape == (200, 12)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params["body"]), before.params["body"])
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = [record for record in losses if "train/loss" in record]
+    assert seen[-1]["train/loss"] < seen[0]["train/reference"] - 0.3
+    names = {"loss", "reference", "rank", "effective_rank", "condition", "gradient_norm", "skipped", "surrogate"}
+    assert names <= {name.removeprefix("train/") for name in seen[-1]}
+
+
+@pytest.mark.medium
+def test_d15_classes_that_were_never_seen_are_found_better_after_a_training(tmp_path):
+    workdir = tmp_path / "run"
+    small = ("--config.model.blocks=2", "--config.model.width=8", "--config.model.dim=32")
+    assert run("--config=configs/dscl.py:digits", *small, f"--workdir={workdir}", "--config.steps=60") == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["test/r@1"] > results["untrained/test/r@1"]
