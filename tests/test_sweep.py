@@ -657,7 +657,7 @@ def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
     assert re.search(
         r"1 of 2 runs failed.*\n  net1 \(optimizer.body.lr=1e\+30\): .*not finite", capsys.readouterr().err
     )
-    assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["done", "failed"]
+    assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["failed", "done"]
 
 
 @pytest.mark.medium
