@@ -29,7 +29,8 @@ def made(**fields):
     config = runpy.run_path("configs/dscl.py")["get_config"]("smoke")
     fields = {
         "data__train_classes": "", "batch_size": 48, "eval_batch_size": 48, "dscl__small_batch_size": 8,
-        "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen", **fields,
+        "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen",
+        "dscl__ridge": 0.0, **fields,
     }  # fmt: skip
     return with_settings(config, **fields)
 
