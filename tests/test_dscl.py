@@ -29,7 +29,8 @@ def made(**fields):
     config = runpy.run_path("configs/dscl.py")["get_config"]("smoke")
     fields = {
         "data__train_classes": "", "batch_size": 48, "eval_batch_size": 48, "dscl__small_batch_size": 8,
-        "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen", **fields,
+        "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen",
+        "dscl__ridge": 0.0, **fields,
     }  # fmt: skip
     return with_settings(config, **fields)
 
@@ -367,10 +368,10 @@ def test_a_frozen_body_keeps_its_features_and_learns_the_last_layer_alone(tmp_pa
     assert names <= {name.removeprefix("train/") for name in seen[-1]}
 
 
-@pytest.mark.medium
-def test_d15_classes_that_were_never_seen_are_found_better_after_a_training(tmp_path):
+@pytest.mark.slow
+def test_d15_digits_that_were_never_seen_are_found_better_after_a_training(tmp_path):
+    """With another network or seed it may be worse: an untrained embedding of five numbers finds 40 to 70 %."""
     workdir = tmp_path / "run"
-    small = ("--config.model.blocks=2", "--config.model.width=8", "--config.model.dim=32")
-    assert run("--config=configs/dscl.py:digits", *small, f"--workdir={workdir}", "--config.steps=60") == 0
+    assert run("--config=configs/dscl.py:digits", f"--workdir={workdir}") == 0
     results = json.loads((workdir / "results.json").read_text())
-    assert results["test/r@1"] > results["untrained/test/r@1"]
+    assert results["test/r@1"] > max(0.6, results["untrained/test/r@1"])
