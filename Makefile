@@ -53,6 +53,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.spice_mstep
+	$(BIN)/python -m benchmarks.dscl_memory
 	$(BIN)/python -m benchmarks.clustering_scale
 ifdef DATA
 	$(BIN)/python -m benchmarks.round --data=$(DATA)
