@@ -61,7 +61,7 @@ def cars196(config: ConfigDict) -> None:
     config.data.image_size, config.data.channels, config.data.num_images = 299, 3, 8_054
     config.data.stretch = True
     config.data.mean, config.data.std = (0.5,), (0.5,)
-    config.model.name = "resnet50"
+    config.model.name = "inception_v3"
     config.freeze_body = True
     config.batch_size, config.eval_batch_size, config.dscl.vector_size = 6000, 64, 98
     config.dscl.small_batch_size, config.dscl.bn, config.dscl.ridge = 60, "frozen", 0.0
@@ -111,6 +111,6 @@ def smoke(config: ConfigDict) -> None:
     config.steps = min(config.steps, 20)
     config.refresh_every = "10 steps"
     config.data.image_size = min(config.data.image_size, 32)
-    config.model.width, config.model.dim, config.model.stem = 8, 32, "small"
+    config.model.name, config.model.width, config.model.dim = "convnet", 8, 32
     config.batch_size, config.eval_batch_size = 120, 120
     config.dscl.small_batch_size, config.dscl.vector_size = 60, 5

@@ -212,6 +212,18 @@ def test_maps_of_experts_without_a_layer_of_their_own_are_added_up_for_a_common_
     np.testing.assert_allclose(answers(net, params, stats, x)(choice), expected, atol=1e-10)
 
 
+def test_maps_of_two_halves_of_the_experts_stand_side_by_side(float64):
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    sizes = {"cluster__k": 4, "clustnet__experts__dense_layers": 0, "clustnet__combine": "halves", **CONVOLUTIONS}
+    net, params, stats = made(small(**sizes), x)
+    choice = hard([0, 3, 1, 2], 4)
+    given = jnp.stack([choice[:, k, None, None, None] * x for k in range(4)])
+    maps = np.asarray(mixture.run_experts(net, params, stats, given, False, jax.random.key(0)).output)
+    seen = np.concatenate([maps[0] + maps[1], -maps[2] - maps[3]], axis=3).reshape(4, -1)
+    expected = jax.nn.log_softmax(seen @ params["top"]["output"]["kernel"] + params["top"]["output"]["bias"])
+    np.testing.assert_allclose(answers(net, params, stats, x, "halves")(choice), expected, atol=1e-10)
+
+
 def test_in_bfloat16_only_layers_compute():
     config, images = settings("shared", runtime__dtype="bfloat16"), np.zeros((2, 8, 8, 1), np.uint8)
     method, net = methods.get(config, DIGITS), mixture.build(config)
@@ -271,8 +283,8 @@ def test_diversities_and_gate_entropy_reward_entropy():
     assert found[0] == pytest.approx(entropy(p[:8].mean(axis=0)), rel=1e-4)
 
 
-def test_filters_of_one_expert_are_compared_with_those_of_the_others():
-    kernels = np.random.default_rng(0).standard_normal((3, 2, 2, 1, 4)).astype(np.float32)
+def test_filters_of_one_expert_are_compared_with_those_of_the_others(float64):
+    kernels = np.random.default_rng(0).standard_normal((3, 2, 2, 1, 4))
     key = jax.random.key(3)
     one = int(jax.random.randint(key, (), 0, 3))
     rows = kernels.reshape(3, 4, 4).transpose(0, 2, 1)
@@ -488,6 +500,7 @@ def test_separated_training_moves_experts_then_the_gate_with_its_own_statistics(
         ({"clustnet__encoder__layers": 2, "clustnet__experts__layers": 2}, "experts.layers=2 .* codes of the encoder"),
         ({"clustnet__gate__dense_size": (64, 32, 16)}, "gate.dense_size=.64, 32, 16. must be one number, or .* the 2"),
         ({"clustnet__experts__dense_layers": 0}, "experts.dense_layers=0 needs convolutions of the experts"),
+        ({"clustnet__combine": "halves"}, "combine='halves' adds up maps .* even config.cluster.k .it is 5"),
         ({"clustnet__map_spread": 0.1}, "map_spread=0.1 needs convolutions of the experts"),
         ({"clustnet__lr_gate": 0.1, "clustnet__lr_next": (0.1,)}, "must have equally many rates"),
         ({"rounds": 0, "steps": 9, "clustnet__lr_next": (0.1,)}, "as many config.rounds as rates .0 for 2."),

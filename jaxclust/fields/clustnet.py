@@ -33,7 +33,12 @@ CLUSTNET = {
         "always drawn, always the likeliest, all by their probability, or Gumbel's straight-through estimator",
     ),
     "temperature": positive(1.0, "gumbel: what logits and noise are divided by"),
-    "combine": choice("sum", ("select",), "log-probabilities of all experts added up, or of the chosen one alone"),
+    "combine": choice(
+        "sum",
+        ("select", "halves"),
+        "log-probabilities of all experts added up, or of the chosen one alone; halves: the sum of the first half's "
+        "maps beside minus that of the second's",
+    ),
     "optimizer": choice("sgd", ("adam", "amsgrad"), "rule of the method's two optimisers; `optimizer` is not used"),
     "momentum": number(0.5, 0.0, 0.9999, "momentum of sgd"),
     "lr": number(0.01, 0.0, math.inf, "learning rate of the experts"),

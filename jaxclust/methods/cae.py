@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxclust import runtime
-from jaxclust.config import did_you_mean
+from jaxclust import models, runtime
 from jaxclust.errors import ConfigError
 from jaxclust.methods import mixture
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, merge
@@ -119,7 +118,4 @@ def embed(net: Net, params: Params, extra: Any, images: jax.Array, layers: tuple
     x = standardize(images, net.mean, net.std, net.dtype)
     code = mixture.run(net.encoder, params["body"], extra["batch_stats"]["body"], x, False, None)
     found = {f"encoder/{name}": maps[0] for name, maps in code.maps["stack"].items()} | {"feature": code.output}
-    for name in layers:
-        if name not in found:
-            raise ConfigError(f"there is no layer {name!r}{did_you_mean(name, found)} There is: {', '.join(found)}")
-    return {name: found[name].astype(net.dtype) for name in layers} if layers else code.output.astype(net.dtype)
+    return models.asked(found, layers, net.dtype)

@@ -15,7 +15,6 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import models, runtime
-from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Aux, Batch, DataInfo, merge
 from jaxclust.models.layers import dense_init
@@ -86,13 +85,7 @@ def embed(c: Classifier, params: Params, extra: Extra, images: jax.Array, layers
         variables = {"params": params["body"], "batch_stats": extra["batch_stats"]}
         feature, captured = c.body.apply(variables, standardized(c, images), mutable=["maps"])
         found = {name: maps[0] for name, maps in captured["maps"].items()} | {"feature": feature}
-    missing = [name for name in layers if name not in found]
-    if missing:
-        raise ConfigError(
-            f"there is no layer {missing[0]!r}{did_you_mean(missing[0], found)} There is: {', '.join(found)}"
-        )
-    chosen = {name: jnp.asarray(found[name], c.dtype) for name in layers or ("feature",)}
-    return chosen if layers else chosen["feature"]
+    return models.asked(found, layers, c.dtype)
 
 
 def logits(c: Classifier, params: Params, feature: jax.Array) -> jax.Array:

@@ -69,6 +69,12 @@ def check(config: ConfigDict, info: DataInfo) -> None:
         raise ConfigError(f"config.cluster.k={k} is the number of experts, of which the gate needs at least 2")
     if s.mode == "separated" and not s.period:
         raise ConfigError("config.clustnet.mode='separated' moves in turns: config.clustnet.period must be at least 1")
+    if s.combine == "halves" and (k % 2 or s.experts.dense_layers or s.mode == "separated"):
+        raise ConfigError(
+            "config.clustnet.combine='halves' adds up maps of two halves of the experts, all at once: it needs an even "
+            f"config.cluster.k (it is {k}), config.clustnet.experts.dense_layers=0 ({s.experts.dense_layers}) and "
+            f"config.clustnet.mode='joint' ({s.mode!r})"
+        )
     if s.mode == "separated" and s.best_share[0] > s.best_share[-1]:
         warn_once(
             f"config.clustnet.best_share={s.best_share} falls: the gate follows the best expert less and less, as "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxclust import models
 from jaxclust.errors import ConfigError
 from jaxclust.methods import clustnet, mixture
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, merge
@@ -53,8 +54,5 @@ def loss(net: Net, params: Params, extra: Any, batch: Batch, rng: jax.Array) -> 
 def embed(net: Net, params: Params, extra: Any, images: jax.Array, layers: tuple[str, ...] = ()) -> Any:
     """What the expert is given of images, flat [B, D]: their code, or without an encoder their pixels; "feature" alone
     is a layer."""
-    if set(layers) - {"feature"}:
-        raise ConfigError(f"there is no layer {next(iter(set(layers) - {'feature'}))!r}. There is: feature")
     code = mixture.encode(net, params, extra["batch_stats"], images, False, None).output
-    feature = code.reshape(len(code), -1).astype(net.dtype)
-    return {"feature": feature} if layers else feature
+    return models.asked({"feature": code.reshape(len(code), -1)}, layers, net.dtype)

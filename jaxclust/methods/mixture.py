@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxclust import runtime
-from jaxclust.config import did_you_mean
-from jaxclust.errors import ConfigError
+from jaxclust import models, runtime
 from jaxclust.methods import gate
 from jaxclust.methods.base import Batch, merge
 from jaxclust.methods.gate import Decision
@@ -94,7 +92,8 @@ def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
     made["experts"] = jax.vmap(lambda key: net.expert.init(key, x))(jax.random.split(experts_rng, net.k))
     if net.top:
         maps = jax.eval_shape(net.expert.apply, jax.tree.map(lambda leaf: leaf[0], made["experts"]), x)
-        made["top"] = net.top.init(top_rng, pooled(net, jnp.zeros(maps.shape, net.dtype)))
+        total = weighed(net, jnp.zeros((net.k, *maps.shape), net.dtype), jnp.zeros((1, net.k), net.dtype))
+        made["top"] = net.top.init(top_rng, pooled(net, total))
     params = {name: variables["params"] for name, variables in made.items()}
     stats = {name: variables.get("batch_stats", {}) for name, variables in made.items() if name != "top"}
     return params, {"batch_stats": stats}
@@ -145,9 +144,15 @@ def parts(net: Net, outputs: jax.Array) -> jax.Array:
 
 
 def weighed(net: Net, found: jax.Array, choice: jax.Array) -> jax.Array:
-    """The sum over experts of parts [K, B, ...]: of all of them, or with "select" of the chosen one."""
+    """The sum over experts of parts [K, B, ...]: of all of them, or with "select" of the chosen one.
+
+    With "halves" (section 2.11) the sum over the first half, and beside it, by channel, minus that over the second.
+    """
     if net.settings.combine == "sum":
         return found.sum(axis=0)
+    if net.settings.combine == "halves":
+        first, second = found.reshape(2, -1, *found.shape[1:]).sum(axis=1)
+        return jnp.concatenate([first, -second], axis=-1)
     return jnp.einsum("bk,kb...->b...", choice, found, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -242,7 +247,4 @@ def embed(net: Net, params: Params, extra: Any, images: jax.Array, layers: tuple
     found |= {f"gate/{name}": maps[0] for name, maps in of_gate.maps.get("stack", {}).items()}
     found |= {f"expert{k}/{name}": maps[0][k] for name, maps in experts.items() for k in range(net.k)}
     found["feature"] = feature
-    for name in layers:
-        if name not in found:
-            raise ConfigError(f"there is no layer {name!r}{did_you_mean(name, found)} There is: {', '.join(found)}")
-    return {name: found[name].astype(net.dtype) for name in layers}
+    return models.asked(found, layers, net.dtype)

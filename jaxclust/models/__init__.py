@@ -7,9 +7,12 @@ map of each convolution or stage (after ReLU, before pooling) under its name, `c
 
 import importlib
 import re
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -33,6 +36,18 @@ def get(config: ConfigDict) -> nn.Module:
         raise ConfigError(f"config.model.name={name!r} is unknown{did_you_mean(name, known)} {there_is}")
     network: nn.Module = known[name].make(config)
     return network
+
+
+def asked(found: Mapping[str, Any], layers: Sequence[str], dtype: Any) -> Any:
+    """Of all that `found` there is, "feature" among it, the maps {name: map} of `layers`, or without such the feature.
+
+    ConfigError, which lists what there is, if a layer does not exist.
+    """
+    for name in layers:
+        if name not in found:
+            raise ConfigError(f"there is no layer {name!r}{did_you_mean(name, found)} There is: {', '.join(found)}")
+    chosen = {name: jnp.asarray(found[name], dtype) for name in layers or ("feature",)}
+    return chosen if layers else chosen["feature"]
 
 
 def low_layers(config: ConfigDict, image_shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxclust import models
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split
 from jaxclust.features.extract import Program
 from jaxclust.pictures import Draw, Seen
 from jaxclust.pictures._prototypes import COLUMNS, Prototypes, find, names_of, sheets, source_of
 from jaxclust.report.gallery import Gallery
+from jaxclust.train.stage import layer_names
 
 SHARE = 0.4  # of the colours; the rest is the image
 
@@ -48,7 +48,7 @@ def draw(seen: Seen, source: Source, folder: Path) -> Gallery:
 
 def last_map(seen: Seen) -> Program:
     """(params, extra, images) -> the last map [B, h, w, C] of the network."""
-    name = models.map_names(models.get(seen.stage.config), seen.stage.info.image_shape)[-1]
+    name = layer_names(seen.stage)[-1]
     embed = seen.stage.method.embed
     return lambda params, extra, images: embed(params, extra, images, layers=(name,))[name]
 
