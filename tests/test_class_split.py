@@ -139,7 +139,7 @@ def test_a_method_sees_labels_of_training_classes_alone(tmp_path):
 @pytest.mark.medium
 def test_a_run_on_some_classes_is_judged_on_the_others(tmp_path):
     workdir = tmp_path / "run"
-    arguments = ["--config.data.train_classes=0-4", "--config.evaluate.suite=retrieval", "--config.report.pictures=''"]
+    arguments = ["--config.data.train_classes=0-4", "--config.evaluate.suite=retrieval", "--config.report.pictures="]
     assert run(
         "--config=configs/deepcluster.py:smoke", "--config.method=supervised", "--config.model.blocks=1",
         f"--workdir={workdir}", *arguments,

@@ -214,8 +214,8 @@ def test_maps_of_experts_without_a_layer_of_their_own_are_added_up_for_a_common_
 
 def test_maps_of_two_halves_of_the_experts_stand_side_by_side(float64):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    sizes = {"cluster__k": 4, "clustnet__experts__dense_layers": 0, "clustnet__combine": "halves", **CONVOLUTIONS}
-    net, params, stats = made(small(**sizes), x)
+    sizes = {"clustnet__experts__dense_layers": 0, "clustnet__combine": "halves", **CONVOLUTIONS}
+    net, params, stats = made(small(4, **sizes), x)
     choice = hard([0, 3, 1, 2], 4)
     given = jnp.stack([choice[:, k, None, None, None] * x for k in range(4)])
     maps = np.asarray(mixture.run_experts(net, params, stats, given, False, jax.random.key(0)).output)

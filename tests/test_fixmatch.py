@@ -264,7 +264,7 @@ def test_labels_may_end_with_a_split(tmp_path):
 
 def test_a_stage_knows_the_sizes_of_its_splits(monkeypatch):
     source = few_digits(5)._replace(parts={"train": 2, "unlabelled": 3})
-    monkeypatch.setattr(train, "prepare", lambda config, name, split, info, workdir: info)
+    monkeypatch.setattr(train, "prepare", lambda config, name, split, info, workdir, others: info)
     assert train.ready(None, "semi", source, None).parts == (2, 3)
 
 

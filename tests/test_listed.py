@@ -276,7 +276,7 @@ def test_a_table_is_trained_on_by_command_line(tmp_path):
     assert run(
         "--config=configs/deepcluster.py:smoke", f"--config.data.source={place}", "--config.data.train_classes=0.5",
         f"--workdir={tmp_path / 'run'}", "--config.method=supervised", "--config.rounds=1", "--config.batch_size=8",
-        "--config.model.blocks=1", "--config.report.pictures=''", "--config.evaluate.suite=readouts",
+        "--config.model.blocks=1", "--config.report.pictures=", "--config.evaluate.suite=readouts",
         "--config.cluster.k=2", "--config.evaluate.nmi_runs=0",
     ) == 0  # fmt: skip
     assert (tmp_path / "run" / "retrieval.md").read_text().count("\n") == 4

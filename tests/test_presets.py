@@ -49,8 +49,8 @@ IMAGES |= {"stl10": 113_000, "imagenet_dog": 19_500, "tiny_imagenet": 100_000}
 
 
 def traced(config, size, shape, number=0):
-    """A stage of a config, by default the first, traced and not run."""
-    config.runtime.devices = 1
+    """A stage of a config, by default the first, traced and not run; of a sweep what all its runs have in common."""
+    config.runtime.devices, config.sweep = 1, ""
     if config.cluster.k == 0:
         config.cluster.k = 20
     name = config_lib.stage_names(config_lib.validate(config))[number]

@@ -20,7 +20,7 @@ from jaxclust.data.subset import hold_out, subset, with_border
 from jaxclust.errors import ConfigError, DataError, NonFiniteError, Stopped
 from jaxclust.jobs import evaluate
 from jaxclust.methods import probe
-from jaxclust.models.alexnet import AlexNet
+from jaxclust.models.alexnet import NETWORKS, AlexNet
 from jaxclust.ops.images import ten_crops
 from jaxclust.train import probes
 
@@ -39,7 +39,7 @@ def slow_windows(layer, side, padding):
 
 
 def alexnet_maps(side):
-    network = AlexNet(96, 64, 0.0, True, jnp.float32, jnp.float32)
+    network = AlexNet(NETWORKS["alexnet"], 96, 64, 0.0, True, jnp.float32, jnp.float32)
     images = jax.ShapeDtypeStruct((2, side, side, 3), np.float32)
     found = jax.eval_shape(network.init, jax.random.key(0), images)["maps"]
     return {name: shapes[0] for name, shapes in found.items()}

@@ -174,7 +174,7 @@ def test_a_run_is_judged_on_what_each_stage_was_trained_on(tmp_path):
         "    return config\n"
     )
     workdir = tmp_path / "run"
-    assert run(f"--config={tmp_path / 'two.py'}", f"--workdir={workdir}", "--config.report.pictures=''") == 0
+    assert run(f"--config={tmp_path / 'two.py'}", f"--workdir={workdir}", "--config.report.pictures=") == 0
     results = json.loads((workdir / "results.json").read_text())
     assert results["one/train/acc"] == results["train/acc"] == 1.0 and results["images"] == 120
     assert "test/acc" not in results and json.loads((workdir / "data.json").read_text())["size"] == 120
