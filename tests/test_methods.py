@@ -29,7 +29,7 @@ from jaxclust.train.stage import prepare
 MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in plugins.names("jaxclust.methods")}
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
 VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
-SLOW = {"reliable": pytest.mark.medium}  # SPICE with another refresh
+SLOW = {"reliable": pytest.mark.medium, "expert": pytest.mark.slow}  # another refresh of SPICE, a part of ClustNet
 ALL = [*(pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLISHED), *TOYS, *VECTORS]
 
 

@@ -33,8 +33,10 @@ SPICE = Path("configs/spice.py")
 
 
 def marks(path, name):
-    """Networks that take seconds to trace are for later."""
-    large = name == "v2" or path == SPICE and name in PAPER or path.stem == "dscl" and name in ("cars196", "seed")
+    """Networks that take seconds to trace are for later, those of another preset's shapes for last."""
+    if (path.stem, name) in (("dscl", "seed"), ("spice", "imagenet_dog")):
+        return [pytest.mark.slow]
+    large = name == "v2" or path == SPICE and name in PAPER or (path.stem, name) == ("dscl", "cars196")
     return [pytest.mark.medium] if large else []
 
 
