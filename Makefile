@@ -12,9 +12,9 @@ RUNS ?= runs
 help:
 	@echo "make run        cluster the built-in digits; pictures in runs/deepcluster-digits/report"
 	@echo "make board      live curves of all runs in TensorBoard, on http://localhost:6006; RUNS=FOLDER of workdirs, by default runs"
-	@echo "make test       all tests but the slow ones"
+	@echo "make test       all tests but the slow and the wide ones"
 	@echo "make check      lint, types and the fast tests"
-	@echo "make test-slow  several seeds, whole pipelines"
+	@echo "make test-slow  several seeds, whole pipelines, more cases"
 	@echo "make test-integration  launch/ in a real Slurm, and by other programs; says which to install"
 	@echo "make bench      speed beside PyTorch, faiss and scikit-learn, half an hour or more; DATA=FOLDER of JPEG files for one part"
 	@echo "make setup      only the environment, in .venv"
@@ -35,15 +35,15 @@ board: $(READY)
 	$(BIN)/tensorboard --logdir '$(RUNS)'
 
 test: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not wide"
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not medium"
+	$(PYTEST) -m "not slow and not wide and not medium"
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow or wide"
 
 test-integration: $(READY)
 	$(BIN)/python -m pytest tests/integration

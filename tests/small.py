@@ -22,9 +22,12 @@ from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
 
-# All networks for small images; in the fast tests the smallest of each file, and the other kind of block of ResNets.
-FEW = {*{module: name for name, module in reversed(models.networks().items())}.values(), "resnet50"} - {"inception_v3"}
-NETWORKS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in models.networks()]
+# All networks for small images; in the fast tests the smallest of each file.
+FEW = {*{module: name for name, module in reversed(models.networks().items())}.values()} - {"inception_v3"}
+NETWORKS = [
+    pytest.param(name, marks=() if name in FEW else pytest.mark.wide if name == "resnet50" else pytest.mark.slow)
+    for name in models.networks()
+]
 
 
 def small_config(**overrides: Any) -> ConfigDict:

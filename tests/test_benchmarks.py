@@ -28,7 +28,7 @@ def benchmark(name, folder, *arguments):
     return path.read_text()
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_k_means_are_compared_and_agree(tmp_path):
     text = benchmark("kmeans", tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| faiss", "| sklearn", "| kmeans_"))]
@@ -36,13 +36,13 @@ def test_k_means_are_compared_and_agree(tmp_path):
     assert Image.open(tmp_path / "kmeans.png").size[0] > 500
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_clustering_at_scale_agrees_with_faiss(tmp_path):
     text = benchmark("clustering_scale", tmp_path)
     assert "Objective, ours / faiss: 1.0000" in text and "Peak memory 0." in text
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_m_steps_are_compared_and_agree(tmp_path):
     text = benchmark("spice_mstep", tmp_path)
     assert "20 minibatches of 20" in text and "| loop | " in text and "| scan over vmapped heads | " in text

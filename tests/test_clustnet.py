@@ -588,7 +588,7 @@ def test_maps_of_gate_and_experts_can_be_looked_at():
     np.testing.assert_allclose(found["expert4/conv2"], alone, atol=1e-4)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_what_was_found(tmp_path):
     digits = few_digits(200).splits["train"]
     file = tmp_path / "digits.npz"
@@ -619,7 +619,7 @@ def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_wh
         assert file["position"].tolist() == list(range(32))
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_all_experts_may_start_near_one_that_was_alone_on_the_groups(tmp_path):
     few = {"batch_size": 16, "refresh_every": "3 steps", "save_every": "never", "scores__every": "never"}
     config = settings("pretrained", data__source="digits", **few, **CONVOLUTIONS)

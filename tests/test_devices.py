@@ -32,7 +32,7 @@ def test_two_rounds_on_eight_devices_give_the_assignments_of_one_in_float64(tmp_
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_two_rounds_on_eight_devices_agree_with_one_in_float32(tmp_path):
     """Sums run in another order, so at most 1 % may change cluster; with Adam, which makes much of small
     differences, a few per cent do."""

@@ -370,6 +370,7 @@ def pictures(workdir, source):
             yield path, source.splits[name].path(id)
 
 
+@pytest.mark.wide
 def test_hostile_names_are_copied_into_the_folder_of_their_cluster(photos):
     outside = contents(photos.parent / "data")
     around = {path for path in photos.parent.rglob("*") if (photos / "export") not in (path, *path.parents)}

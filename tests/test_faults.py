@@ -132,7 +132,7 @@ def test_a_signal_saves_once_and_exits_75(uninterrupted, tmp_path, number):
     assert_same_outcome(uninterrupted, workdir)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_more_rounds_later_equal_more_rounds_at_once(uninterrupted, tmp_path):
     for rounds in ("--config.rounds=1", "--config.rounds=3"):
         go_on(tmp_path / "extended", rounds)

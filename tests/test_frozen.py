@@ -106,6 +106,7 @@ def test_the_head_learns_from_the_kept_features(clustered):
     assert results(clustered)["train/head_agreement"] > 0.5
 
 
+@pytest.mark.wide
 def test_frozen_features_are_computed_once(donor, tmp_path, monkeypatch):
     passes = []
     outputs = extract.outputs
@@ -121,6 +122,7 @@ def test_frozen_features_are_computed_once(donor, tmp_path, monkeypatch):
     assert [title for title, shape in passes if len(shape) == 3] == of_images
 
 
+@pytest.mark.wide
 def test_kept_features_are_those_of_the_images(donor, tmp_path):
     config = smaller_config(init_from=str(donor), freeze_body=True, model__width=32)
     stage = prepared(config, tmp_path, few_digits())
@@ -186,6 +188,7 @@ def test_a_checkpoint_of_another_network_is_refused_naming_the_parameter(donor, 
     assert not Path(tmp_path / "run").exists()
 
 
+@pytest.mark.wide
 def test_a_linear_classifier_on_frozen_features_is_supervised_training_with_a_frozen_body(donor, tmp_path):
     arguments = (f"--config.init_from={donor}", "--config.freeze_body=True", *DONOR)
     workdir = tmp_path / "run"

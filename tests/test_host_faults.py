@@ -331,8 +331,15 @@ def ended_in_time(started, victim, began, code, words):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        (1, signal.SIGKILL),
+        (0, signal.SIGSTOP),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.wide),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.wide),
+    ],
+)
 def test_a_host_that_is_killed_or_suspended_ends_the_others_in_time(victim, number):
     with idle(FOREVER) as started:
         began = time.monotonic()
@@ -383,7 +390,7 @@ def test_a_host_that_hangs_and_beats_on_ends_all():
         ended_in_time(started, None, time.monotonic() + patience, 1, words)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_hosts_that_are_slow_but_alive_are_waited_for():
     with idle(f"time.sleep({3 * HEARTBEAT} if index == 0 else 0); hosts.total(np.ones(3))", count=2) as started:
         ended = host_runs.all_well(started)
@@ -391,7 +398,7 @@ def test_hosts_that_are_slow_but_alive_are_waited_for():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.wide), 1])
 def test_hosts_wait_for_each_other_only_so_long_at_the_start(index):
     address = f"127.0.0.1:{host_runs.free_port()}"
     command = [sys.executable, "-c", IDLE, address, "2", str(index), "0.5", ""]
@@ -451,7 +458,7 @@ def training(workdir, *arguments, slow="nothing", heartbeat=3.0, count=2):
         yield started
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_host_that_is_suspended_while_host_0_clusters_ends_the_training(tmp_path):
     with training(tmp_path / "run", slow="clustering") as started:
         started.wait_for(0, "clustering")

@@ -18,7 +18,7 @@ SCRIPT = "import runpy; runpy.run_module('on_hosts', run_name='__main__')"
 GO_ON = "import on_hosts, pathlib; on_hosts.train(pathlib.Path(sys.argv[1]), 'float64', runtime__devices=0)"
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.wide)])
 def several(request, tmp_path_factory):
     """What so many hosts saw and wrote: (their number, folder)."""
     workdir = tmp_path_factory.mktemp(f"hosts{request.param}")
@@ -171,7 +171,7 @@ def test_host_0_alone_writes(several, one):
     assert environment["hosts"] == several[0] and environment["devices_used"] == 2 * several[0]
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_checkpoint_of_eight_devices_goes_on_on_four_one_and_two_hosts_of_four(tmp_path, one):
     on_hosts.train(tmp_path / "run", "float64", runtime__devices=8, rounds=1)
     shutil.copytree(tmp_path / "run", tmp_path / "hosts")

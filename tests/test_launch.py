@@ -151,6 +151,7 @@ def test_local_passes_a_signal_on_once_and_returns_75(local, number):
     assert not local.left()
 
 
+@pytest.mark.wide
 def test_a_second_signal_ends_processes_that_do_not_listen(local):
     process = local.start(2, behaviour="trap '' TERM; rest")
     local.wait_for(4)

@@ -267,7 +267,7 @@ def test_a_folder_that_is_none_of_cars_is_refused(tmp_path):
     assert alone.class_names[98] == "99" and alone.num_classes == 99
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_table_is_trained_on_by_command_line(tmp_path):
     for i in range(24):
         picture(tmp_path / f"{i}.png", size=(10 + i % 3, 12))

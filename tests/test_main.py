@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "deepcluster").iterdir()) == before
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_body_can_come_from_another_run(trained, photos, tmp_path, capsys):
     arguments = [f"--config.data.source=folder:{photos}", "--config.batch_size=64", "--config.rounds=1"]
     arguments += [f"--config.init_from={trained}"]

@@ -29,8 +29,8 @@ from jaxclust.train.stage import prepare
 MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in plugins.names("jaxclust.methods")}
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
 VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
-SLOW = {"reliable": pytest.mark.medium, "expert": pytest.mark.slow}  # another refresh of SPICE, a part of ClustNet
-ALL = [*(pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLISHED), *TOYS, *VECTORS]
+WIDE = ("reliable", "cae", "expert", "deepcluster_v2", "moco", "plain:features", "refreshed:features")
+ALL = [pytest.param(n, marks=pytest.mark.wide if n in WIDE else ()) for n in (*PUBLISHED, *TOYS, *VECTORS)]
 
 
 @pytest.fixture
@@ -294,6 +294,7 @@ def test_views_are_drawn_independently(config, tmp_path):
     assert (np.asarray(views["query"]) != np.asarray(views["key"])).any()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("config", ["plain"], indirect=True)
 def test_a_stage_starts_with_the_body_of_another_one_here_or_elsewhere(config, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "open_source", lambda config: few_digits())

@@ -39,7 +39,9 @@ def run(rows, k, seed=0, *, passes=20, batch_rows=256, init="kmeans++"):
     return minibatch.minibatch(held(rows), k, seed, passes=passes, batch_rows=batch_rows, init=init)
 
 
-@pytest.mark.parametrize("rows, k", [(blobs()[0], 12), (digits(), 10)], ids=["blobs", "digits"])
+@pytest.mark.parametrize(
+    "rows, k", [pytest.param(blobs()[0], 12, marks=pytest.mark.wide), (digits(), 10)], ids=["blobs", "digits"]
+)
 def test_from_equal_starts_it_is_near_lloyd_though_files_are_in_the_order_of_classes(rows, k):
     ratios = []
     for seed in range(5):
@@ -156,7 +158,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_memory_does_not_grow_with_the_points_but_with_labels_and_distances(tmp_path):
     def peak(size):
         command = [sys.executable, "-c", MEMORY, str(tmp_path), str(size)]

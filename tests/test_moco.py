@@ -276,6 +276,7 @@ def test_a_sweep_which_compares_clusters_is_refused(tmp_path):
         sweep.check_runs(runs, tmp_path, runtime.StopSignal())
 
 
+@pytest.mark.wide
 def test_a_run_without_clusters_ends_with_comparisons_and_a_page_without_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "open_source", lambda config: few_digits(SIZE))
     config = made(rounds=1, refresh_every="1 step", evaluate__suite="clustering,knn")

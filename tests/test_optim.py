@@ -276,7 +276,7 @@ def test_plateau_of_a_method_that_shows_no_loss_is_refused():
         made(method=METHOD._replace(update=lambda state, batch, rng: None), schedule="plateau")
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_plateau_in_a_training_is_logged_and_survives_a_restart(tmp_path):
     fields = {"rounds": 4, "refresh_every": "2 steps", "cluster__runs": 1, "optimizer__body__schedule": "none"}
     fields["model__blocks"] = 1

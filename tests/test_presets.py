@@ -33,11 +33,9 @@ SPICE = Path("configs/spice.py")
 
 
 def marks(path, name):
-    """Networks that take seconds to trace are for later, those of another preset's shapes for last."""
-    if (path.stem, name) in (("dscl", "seed"), ("spice", "imagenet_dog")):
-        return [pytest.mark.slow]
-    large = name == "v2" or path == SPICE and name in PAPER or (path.stem, name) == ("dscl", "cars196")
-    return [pytest.mark.medium] if large else []
+    """Networks that take seconds to trace, of which one method or another has a smaller one: seen less often."""
+    large = name in ("v2", "imagenette") or path == SPICE and name in PAPER and name != "cifar10"
+    return [pytest.mark.wide] if large or (path.stem, name) in (("dscl", "cars196"), ("dscl", "seed")) else []
 
 
 PRESETS = [
@@ -221,7 +219,7 @@ def test_spices_stages_are_trained_on_the_images_of_the_paper(name, moco, heads,
     assert all(of_stage.num_images == sum(of[part] for part in of_stage.train.split("+")) for of_stage in data.values())
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 @pytest.mark.parametrize("number, size", [(1, 60_000), (2, 60_000), (3, 60_000), (4, 60_000)])
 def test_the_whole_recipe_of_cifar10_traces_at_full_size(number, size):
     stage = traced(from_file(SPICE, "cifar10"), size, (32, 32, 3), number)

@@ -375,7 +375,7 @@ def test_vectors_and_networks_of_a_method_s_own_take_no_weights(tmp_path, file_o
         prepared(config, tmp_path, few_digits(40))
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_run_clusters_the_features_of_a_file(tmp_path, file_of, capsys):
     path, workdir = file_of("alexnet_owt"), tmp_path / "run"
     settings = ["--config.model.name=alexnet_owt", "--config.model.width=4", "--config.model.dim=10"]

@@ -360,7 +360,7 @@ def feature_file(path, n=240, **changes):
 SUITE = "--config.evaluate.suite=linear,knn,retrieval,kmeans,lowlabel,clustering"
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_file_of_features_needs_no_training(tmp_path):
     file, workdir = feature_file(tmp_path / "rows.npz"), tmp_path / "run"
     arguments = ["--job=evaluate", f"--workdir={workdir}", file, SUITE, "--config.cluster.k=4"]
@@ -414,7 +414,7 @@ def test_labels_and_layers_are_asked_about_before_a_training_begins(tmp_path, ca
     assert "this config makes" in said and "made by another model or method" in said
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_rate_that_is_too_high_is_named(tmp_path):
     with pytest.raises(NonFiniteError, match=r"the loss of step \d+ is not finite.*evaluate.linear.lr=1e\+30"):
         probed(linear_config(evaluate__linear__lr=1e30, evaluate__linear__layers="conv1"), tmp_path)

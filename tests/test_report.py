@@ -187,6 +187,7 @@ def test_one_cluster_is_called_a_collapse(tmp_path):
     assert "collapsed" in page.text and "1 image in" not in page.text
 
 
+@pytest.mark.wide
 def test_hundred_clusters_and_stale_sheets(tmp_path):
     stale = tmp_path / "report" / "clusters" / "cluster-0777.png"
     stale.parent.mkdir(parents=True)

@@ -154,6 +154,7 @@ def test_vectors_are_joined_if_they_are_of_one_length(tmp_path):
         open_source(config_of(f"features:{tmp_path / 'v.npz'}", "train+test"))
 
 
+@pytest.mark.wide
 def test_a_run_is_judged_on_what_each_stage_was_trained_on(tmp_path):
     """Three clusters of vectors; the last stage also sees vectors of no class."""
     rng = np.random.default_rng(0)

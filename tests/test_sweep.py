@@ -242,6 +242,7 @@ def test_settings_may_come_in_another_order(trainings, tmp_path):
     assert (row["cluster.k"], row["sampler"], row["seeds"]) == ("3", "upstream", "2")
 
 
+@pytest.mark.wide
 def test_a_longer_training_or_another_evaluation_goes_on_and_other_settings_are_refused(trainings, tmp_path):
     start(tmp_path, "seed=0")
     start(tmp_path, "seed=0", rounds=3)
@@ -650,7 +651,7 @@ def test_a_run_of_a_sweep_can_be_looked_at_alone(done, tmp_path):
     assert (single / "results.json").read_bytes() == before
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
     arguments = ["--config.sweep=optimizer.body.lr=1e30,1e-3", "--config.optimizer.body.name=sgd"]
     assert swept(tmp_path / "sweep", digits, *arguments) == 1
@@ -660,7 +661,7 @@ def test_a_loss_that_is_not_finite_fails_alone(digits, tmp_path, capsys):
     assert [row["status"] for row in table(tmp_path / "sweep" / "sweep.csv")] == ["failed", "done"]
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_signal_before_or_after_the_steps_of_a_run_ends_the_sweep_too(digits, tmp_path, monkeypatch):
     arguments = ["--config.sweep=cluster.k=3;seed=0,1"]
     for module, moment in ((train, "open_source"), (train.evaluate, "write_results")):
@@ -696,7 +697,7 @@ def assert_same_runs(names, whole, workdir):
     scope="module",
     params=[
         pytest.param((signal.SIGKILL, -9), marks=pytest.mark.slow),
-        pytest.param((signal.SIGTERM, 75), marks=pytest.mark.medium),
+        pytest.param((signal.SIGTERM, 75), marks=pytest.mark.wide),
     ],
 )
 def stopped(request, tmp_path_factory):

@@ -476,7 +476,7 @@ def test_what_has_no_image_is_refused_before_it_is_downloaded(tmp_path, capsys):
 # --- the command line
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_run_by_command_line_can_be_continued_and_evaluated(tmp_path, capsys):
     from sklearn.datasets import load_digits
 

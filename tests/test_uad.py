@@ -35,7 +35,7 @@ def rows_of(array, tmp_path):
     return rows.finish()
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_1_baseline_is_deepcluster_to_the_bit(tmp_path):
     plain = trained(smaller_config(stages="one", method="deepcluster"), tmp_path / "a", few_digits())
     same = trained(smaller_config(stages="one", method="uad", uad__mode="baseline"), tmp_path / "b", few_digits())
@@ -291,7 +291,10 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_there_are():
 LONG = {"optimizer__body__schedule": "none", "save_every": "1 step", "cluster__k": 8}
 
 
-@pytest.fixture(scope="module", params=["fusion", "uncertainty", "full"])
+ANOTHER = [pytest.param(mode, marks=pytest.mark.wide) for mode in ("fusion", "uncertainty")]
+
+
+@pytest.fixture(scope="module", params=[*ANOTHER, "full"])
 def whole(request, tmp_path_factory):
     """(mode, folder, where a training of three rounds ended)."""
     workdir = tmp_path_factory.mktemp(request.param)
@@ -340,6 +343,7 @@ def test_predict_agrees_with_the_clustering_of_the_same_features(tmp_path):
     assert (predicted == saved).mean() >= 0.995
 
 
+@pytest.mark.wide
 def test_20_the_four_modes_by_command_line(tmp_path):
     config = runpy.run_path("configs/uad.py")["get_config"]("smoke")
     assert config.uad.mode == "full" and config_lib.validate(config)
