@@ -10,7 +10,8 @@ python -m jaxclust.main --config=configs/spice.py:smoke
 
 As published are stl10, cifar10, cifar100, imagenet10, imagenet_dog and tiny_imagenet, trained and judged on all images
 whose class is known, and stl10_star, cifar10_star and cifar100_star, the paper's rows with a star, which are judged on
-test images that they are not trained on.
+test images that they are not trained on. cifar10,moco_v1 and the like have the first version of MoCo, whose rate falls
+at the epochs 120 and 160 (of 200 as published: --config.stage.moco.rounds=200).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = c.base()
     config.stages = "moco,embed,self,reliable,semi"
     config.sampler = "uniform_image"
-    config.evaluate.suite = "clustering,heads"
+    config.evaluate.suite, config.evaluate.nmi_average = "clustering,heads", "geometric"
+    config.report.pictures = "first_layer,tsne,prototypes,similarity,views"
     # Three things of MoCo decide the result: views that move digits less than the heads' do (moved more, they end at an
     # ACC of 0.8), a temperature over the usual 0.2, and many rounds.
     config.moco.queue, config.moco.momentum, config.moco.dim, config.moco.temperature = 1024, 0.99, 64, 0.5
@@ -48,7 +50,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.views = ConfigDict({name: {**plain, **view} for name, view in own.items()})
         config.stage = stages()
     papers = {name: partial(published, p=values) for name, values in {**PUBLISHED, **STARS}.items()}
-    return c.apply_variants(config, variant, {**papers, "mnist": mnist, "features": features, "smoke": smoke})
+    others = {"moco_v1": moco_v1, "mnist": mnist, "features": features, "smoke": smoke}
+    return c.apply_variants(config, variant, {**papers, **others})
 
 
 def stages() -> ConfigDict:
@@ -91,7 +94,7 @@ def mnist(config: ConfigDict) -> None:
 
 
 def features(config: ConfigDict) -> None:
-    """k-means and heads on a file of features, where noise takes the place of views: here for a deviation of one."""
+    """k-means and heads on a file of features, where noise, as a share of their deviation, takes the place of views."""
     config.stages = "embed,self,reliable"
     config.data.source, config.freeze_body = "features:features.npy", True
     config.views.weak.noise, config.views.strong.noise = 0.3, 0.8
@@ -171,7 +174,6 @@ def published(config: ConfigDict, p: Published) -> None:
     config.cluster.k = p.k
     config.model.name, config.model.stem = p.network, "small" if p.network == "resnet18" else "imagenet"
     config.eval_batch_size = p.eval_batch
-    config.evaluate.nmi_average = "geometric"
     config.moco.queue = p.queue
     config.spice.target_sub_batch_size, config.reliable.ratio_confident = p.chunk, p.confident
     moco.rounds, moco.batch_size = p.moco_rounds, 128
@@ -198,10 +200,12 @@ def images(splits: Mapping[str, int]) -> ConfigDict:
     return ConfigDict({"train": "+".join(splits), "num_images": sum(splits.values())})
 
 
+COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+
+
 def views(p: Published) -> ConfigDict:
     """MoCo's second augmentation for queries and keys, and those of the heads."""
-    colours = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2}
-    moco = {"crop_area": 0.2, **colours, "blur": 0.5, "flip": 0.5}
+    moco = {"crop_area": 0.2, "jitter": 0.8, **COLOURS, "hue": 0.1, "grey": 0.2, "blur": 0.5, "flip": 0.5}
     own = {
         "train": {},
         "query": moco,
@@ -211,6 +215,14 @@ def views(p: Published) -> ConfigDict:
         "strong": {"flip": 0.5, "randaugment": 4, "erase": p.cutout / p.side, "erase_fill": MEAN},
     }
     return ConfigDict({name: {**c.base().views.train.to_dict(), **view} for name, view in own.items()})
+
+
+def moco_v1(config: ConfigDict) -> None:
+    """MoCo's first version, with the augmentation and the falls of the rate as published, behind a data set."""
+    config.moco.temperature, config.moco.mlp = 0.07, False
+    config.stage.moco.optimizer.body.update({"schedule": "steps", "every": "1 epoch", "milestones": (120, 160)})
+    view = {**c.base().views.train.to_dict(), "crop_area": 0.2, "grey": 0.2, **COLOURS, "hue": 0.4, "flip": 0.5}
+    config.views.query, config.views.key = ConfigDict(view), ConfigDict(view)
 
 
 def smoke(config: ConfigDict) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -133,6 +134,21 @@ def test_kept_features_are_those_of_the_images(donor, tmp_path):
     np.testing.assert_allclose(kept.images, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(kept.labels, stage.split.labels)
     assert kept.path(7) == stage.split.path(7)
+
+
+def test_a_file_of_features_of_other_images_is_refused(donor, tmp_path):
+    config = smaller_config(init_from=str(donor), freeze_body=True, model__width=32)
+    stage = prepared(config, tmp_path, few_digits(40))
+    kept = frozen.with_features(stage, stage.first().state, restored=False).split
+    np.testing.assert_array_equal(frozen.with_features(stage, None, restored=True).split.images, kept.images)
+    fewer = stage._replace(split=few_digits(30).splits["train"])
+    turned = stage._replace(split=replace(stage.split, name_of=lambda id: stage.split.name_of(39 - id)))
+    for other, words in ((fewer, "its 40 rows are of split 'train', and this stage has 30"), (turned, "another order")):
+        with pytest.raises(DataError, match=rf"features/deepcluster.npy: .*{words}.*config.data.train"):
+            frozen.with_features(other, None, restored=True)
+    np.save(tmp_path / "features" / "deepcluster.npy", kept.images[:7])
+    with pytest.raises(DataError, match="its 7 rows"):
+        frozen.with_features(stage, None, restored=True)
 
 
 def test_a_file_of_features_from_before_the_first_checkpoint_is_not_trusted(donor, tmp_path):

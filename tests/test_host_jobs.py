@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from host_runs import all_well, snippet
+from host_runs import all_well, jaxclust, snippet
 from PIL import Image
 from safetensors import numpy as safetensors
-from small import few_digits
+from small import few_digits, run
 
 pytestmark = pytest.mark.slow
 
@@ -122,3 +122,21 @@ def test_two_hosts_cluster_frozen_features_as_one_process_does_and_go_on(workdir
     for name in rounds:
         here, there = (np.load(workdir / "assignments" / "deepcluster" / name)["cluster"] for workdir in (one, two))
         np.testing.assert_array_equal(here, there, err_msg=name)
+
+
+def test_all_stages_of_spice_on_two_hosts_can_be_pictured_by_one(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    with jaxclust("--config=configs/spice.py:smoke", workdir, "--config.runtime.devices=0") as processes:
+        all_well(processes, timeout=900)
+    found, stages = results(tmp_path / "run"), ("moco", "embed", "self", "reliable", "semi")
+    assert all((tmp_path / "run" / "checkpoints" / stage).is_dir() for stage in stages)
+    assert all(0.1 < found[f"{stage}/train/acc"] <= 1 for stage in stages[1:]) and found["step"] == 40
+    log = np.load(tmp_path / "run" / "assignments" / "reliable" / "0.npz")["cluster"]
+    counts = np.bincount(log[log >= 0])
+    assert found["reliable/labelled"] == counts.sum() and set(counts) <= {0, counts.max()}
+    drawn = {"moco": {"first_layer", "tsne", "views"}, "embed": {"first_layer", "tsne"}}
+    for stage in ("moco", "embed", "self", "semi"):  # reliable shows what self does
+        assert run("--job=report", workdir, f"--config.report.stage={stage}", "--config.report.sample=50") == 0
+        said = capsys.readouterr().out
+        names = {line.partition(":")[0] for line in said.splitlines() if f"{tmp_path}/run/pictures/" in line}
+        assert names == drawn.get(stage, {"first_layer", "tsne", "prototypes", "similarity", "views"}), said

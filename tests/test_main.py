@@ -212,7 +212,7 @@ def test_a_body_can_come_from_another_run(trained, photos, tmp_path, capsys):
     )
     assert first["clusters/objective"] != scratch["clusters/objective"]
     assert smoke(tmp_path / "other", *arguments, "--config.model.width=4") == 2
-    assert re.search(r"init_from: state.params.body.* is \(.*this config makes", capsys.readouterr().err)
+    assert re.search(r"init_from: .* another network: convnet .*width=8 there, .*width=4 here", capsys.readouterr().err)
 
 
 @pytest.mark.medium

@@ -47,9 +47,9 @@ PROBE = ["eval_linear.py", "--data", "--model", "--conv", "--tencrops", "--batch
 
 SPICE = [
     "config_file", "dataset_folder", "pretrained_self_supervised_model", "resume", "save_folder", "logs_folder",
-    "save-freq", "epochs", "start-epoch", "lr", "batch_size", "target_sub_batch_size", "train_sub_batch_size",
+    "save-freq", "epochs", "start-epoch", "lr", "wd", "batch_size", "target_sub_batch_size", "train_sub_batch_size",
     "num_repeat", "num_head", "num_cluster", "center_ratio", "batch_size_test", "img_size", "mean", "std", "--moco-dim",
-    "--moco-k", "--moco-m", "--moco-t", "--mlp", "--aug-plus", "--cos", "show_images",
+    "--moco-k", "--moco-m", "--moco-t", "--mlp", "--aug-plus", "--cos", "--schedule", "show_images",
 ]  # fmt: skip
 CLUSTNET = [
     "trainVal.py", "-c", "dataset", "exp_id", "ind_id", "seed", "epochs", "batch_size", "test_batch_size", "lr",

@@ -125,6 +125,26 @@ def test_negatives_are_the_queue_without_this_steps_keys_which_then_replace_the_
     np.testing.assert_array_equal(after[BATCH:], before[BATCH:])
 
 
+def test_keys_of_groups_are_those_of_the_shuffled_images_put_back_and_each_step_shuffles_anew(stage, begun):
+    state, (batch, _) = begun
+    net, rng = net_of(stage), jax.random.key(1)
+    order = np.asarray(jax.random.permutation(jax.random.split(rng, 3)[0], BATCH))
+
+    def program(params, extra, batch):
+        of_key, aux = moco.moved(net, extra["key"], params), moco.loss(net, params, extra, batch, rng)[1]
+        views = batch["views"]["key"]
+        plain, shuffled = (moco.embedding(net, moco.in_groups, of_key, x, rng)[0] for x in (views, views[order]))
+        return aux.extra["queue"][:BATCH], plain, shuffled
+
+    written, plain, shuffled = on_one_device(stage, program, state.params, state.extra, batch)
+    expected = np.empty_like(shuffled)
+    expected[order] = shuffled
+    np.testing.assert_allclose(written, expected, atol=1e-5)
+    assert np.abs(written - plain).max() > 0.01
+    one, two = (stepped(stage, state._replace(step=np.int32(step)), batch).extra["queue"][:BATCH] for step in (0, 1))
+    assert np.abs(one - two).max() > 0.01, "all but the order is the same"
+
+
 def test_the_queue_is_filled_in_turn_and_from_its_start_again(stage, begun):
     state, (batch, other) = begun
     queues = [state.extra["queue"]]
@@ -288,7 +308,7 @@ def test_a_run_without_clusters_ends_with_comparisons_and_a_page_without_them(tm
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "knn" in page and "Every cluster" not in page and "Cluster sizes" not in page and "Training" in page
     other = {"method": "deepcluster", "init_from": str(tmp_path / "run"), "model__width": 8}
-    with pytest.raises(ConfigError, match=r"config.init_from: state.params.body\..*it was made by another model"):
+    with pytest.raises(ConfigError, match=r"init_from: .* another network: convnet .*width=4 there, .*width=8 here"):
         prepared(made(**other), tmp_path / "other", few_digits(SIZE))
 
 

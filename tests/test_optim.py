@@ -143,21 +143,30 @@ def test_body_and_top_have_independent_rules():
         ("cosine", lambda step: 0.5 * (1 + math.cos(math.pi * step / 100))),
         ("exponential", lambda step: 0.9 ** (step // 10)),
         ("cosine_part", lambda step: math.cos(0.4375 * math.pi * step / 100)),
+        ("steps", lambda step: 0.1 ** ((step >= 10) + (step >= 30))),
     ],
 )
 def test_rates_follow_their_schedule(schedule, expected):
-    optimizer = made(name="sgd", lr=1.0, momentum=0.0, schedule=schedule, gamma=0.9)
+    optimizer = made(name="sgd", lr=1.0, momentum=0.0, schedule=schedule, gamma=0.9, milestones=(1, 3))
     state = optimizer.init(PARAMS)
-    for step in (0, 9, 10, 37, 99):
+    for step in (0, 9, 10, 29, 30, 99):
         changes, _ = optimizer.update(constant(1.0), state, PARAMS, step=jnp.asarray(step))
         np.testing.assert_allclose(changes["body"]["kernel"], -expected(step), rtol=1e-5, atol=1e-6)
         assert optimizer.rates(state, step)["body"] == pytest.approx(expected(step), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["none", "cosine", "cosine_part", "exponential"])
+@pytest.mark.parametrize("schedule", ["none", "cosine", "cosine_part", "exponential", "steps"])
 def test_rates_rise_evenly_before_their_course(schedule):
     optimizer = made(
-        name="sgd", lr=4.8, momentum=0.0, schedule=schedule, gamma=0.9, min_lr=0.0048, warmup=20, warmup_lr=0.3
+        name="sgd",
+        lr=4.8,
+        momentum=0.0,
+        schedule=schedule,
+        gamma=0.9,
+        milestones=(1, 3),
+        min_lr=0.0048,
+        warmup=20,
+        warmup_lr=0.3,
     )
     rates = [optimizer.rates(optimizer.init(PARAMS), step)["body"] for step in range(101)]
     np.testing.assert_allclose(rates[:20], 0.3 + 4.5 * np.arange(20) / 20, rtol=1e-5)
@@ -167,6 +176,7 @@ def test_rates_rise_evenly_before_their_course(schedule):
         "cosine": 0.0048 + 0.5 * (4.8 - 0.0048) * (1 + np.cos(np.pi * after / 80)),
         "cosine_part": 4.8 * np.cos(0.4375 * np.pi * after / 80),
         "exponential": 4.8 * 0.9 ** (after // 10),
+        "steps": 4.8 * 0.1 ** ((after >= 10) * 1 + (after >= 30)),
     }
     np.testing.assert_allclose(rates[20:], expected[schedule], rtol=1e-5)
 
@@ -265,7 +275,7 @@ def test_a_renewed_head_gets_clean_slots_but_keeps_its_rate():
     assert slots and all(old[path].any() and not new[path].any() for path in slots)
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "exponential"])
+@pytest.mark.parametrize("schedule", ["plateau", "exponential", "steps"])
 def test_a_schedule_that_counts_rounds_needs_their_length(schedule):
     with pytest.raises(ConfigError, match=r"optimizer.body.every='never', but schedule="):
         made(every=0, schedule=schedule)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from jaxclust import config as config_lib
+from jaxclust import models
 from jaxclust.config import from_file
 from jaxclust.methods.base import DataInfo
+from jaxclust.train import optim
+from jaxclust.train.lengths import lengths
 from jaxclust.train.stage import example_batch, prepare
 
 
@@ -21,14 +24,30 @@ def variants(path):
     return re.search(r"There is: (.*)\.$", str(refused.value))[1].split(", ")
 
 
-PAPER = {  # of SPICE, section 9: K, side, network; epochs, queue; pool, chunk, test batch, epochs; cutout, share; semi
-    "stl10": (10, 96, "clusterresnet", 1000, 65_536, 5000, 100, 100, 100, 32, 0.90, "wrn37_2"),
-    "cifar10": (10, 32, "resnet18", 1000, 12_800, 5000, 100, 100, 30, 16, 0.99, "resnet18"),
-    "cifar100": (20, 32, "clusterresnet", 1000, 12_800, 10_000, 1000, 500, 100, 16, 0.99, "wrn28_8"),
-    "imagenet10": (10, 224, "resnet34", 5000, None, 5000, 500, 100, 100, 32, 0.90, "resnet34"),
-    "imagenet_dog": (15, 224, "resnet34", 3000, None, 8000, 500, 100, 100, 32, 0.90, "resnet34"),
-    "tiny_imagenet": (200, 64, "clusterresnet", None, None, None, None, 1000, None, None, 0.90, None),
-}
+OF_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+PAPER = {  # of SPICE, sections 3, 4 and 9: K, side, network and its first convolution; epochs, queue; pool, chunk, test
+    # batch, epochs; cutout, share; semi, and its colours
+    "stl10": (
+        10, 96, "clusterresnet", (3, 3), 1000, 65_536, 5000, 100, 100, 100, 32, 0.90, "wrn37_2", *OF_IMAGENET,
+    ),
+    "cifar10": (
+        10, 32, "resnet18", (3, 3), 1000, 12_800, 5000, 100, 100, 30, 16, 0.99, "resnet18", (125.3, 123.0, 113.9),
+        (63.0, 62.1, 66.7),
+    ),
+    "cifar100": (
+        20, 32, "clusterresnet", (3, 3), 1000, 12_800, 10_000, 1000, 500, 100, 16, 0.99, "wrn28_8",
+        (129.3, 124.1, 112.4), (68.2, 65.4, 70.4),
+    ),
+    "imagenet10": (
+        10, 224, "resnet34", (7, 7), 5000, None, 5000, 500, 100, 100, 32, 0.90, "resnet34", *OF_IMAGENET
+    ),
+    "imagenet_dog": (
+        15, 224, "resnet34", (7, 7), 3000, None, 8000, 500, 100, 100, 32, 0.90, "resnet34", *OF_IMAGENET
+    ),
+    "tiny_imagenet": (
+        200, 64, "clusterresnet", (3, 3), None, None, None, None, 1000, None, None, 0.90, None, None, None
+    ),
+}  # fmt: skip
 SPICE = Path("configs/spice.py")
 
 
@@ -147,6 +166,15 @@ def test_own_folders_need_a_number_of_clusters():
     config_lib.validate(config)
 
 
+def first_kernel(config):
+    """The window of the first convolution of a ResNet."""
+    return (models.get(config).stem.kernel,) * 2
+
+
+def levels(colours):
+    return tuple(round(255 * colour, 3) for colour in colours)
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_spices_settings_are_those_of_the_specification(name):
     config = config_lib.validate(from_file(SPICE, name))
@@ -154,10 +182,12 @@ def test_spices_settings_are_those_of_the_specification(name):
     moco, heads, reliable, semi = (stage.get(name) for name in ("moco", "self", "reliable", "semi"))
     side = config.data.image_size
     found = (
-        config.cluster.k, side, heads.model.name, moco.rounds, moco.moco.queue, heads.batch_size,
+        config.cluster.k, side, heads.model.name, first_kernel(heads), moco.rounds, moco.moco.queue, heads.batch_size,
         heads.spice.target_sub_batch_size, config.eval_batch_size, heads.rounds, heads.views.strong.erase * side,
-        reliable.reliable.ratio_confident, semi and semi.model.name,
+        reliable.reliable.ratio_confident, semi and semi.model.name, semi and levels(semi.data.mean),
+        semi and levels(semi.data.std),
     )  # fmt: skip
+    assert {first_kernel(stage[name]) for name in ("moco", "embed", "self", "reliable")} == {first_kernel(heads)}
     assert [pair for pair in zip(found, PAPER[name], strict=True) if pair[1] not in (None, pair[0])] == []
     assert moco.moco.queue % moco.batch_size == 0 and moco.moco.queue < moco.data.num_images
     assert {stage.cluster.k for stage in stage.values()} == {config.cluster.k}
@@ -181,6 +211,27 @@ def test_spices_views_are_those_of_the_specification():
     assert changed(semi.strong) == {
         "flip": 0.5, "pad": 4, "randaugment": 3, "randaugment_set": "fixmatch", **cutout
     }  # fmt: skip
+
+
+def test_the_first_version_of_moco_is_that_of_the_specification_on_any_data_set():
+    config = config_lib.validate(from_file(SPICE, "cifar10,moco_v1"))
+    moco, second = (config_lib.for_stage(c, "moco") for c in (config, from_file(SPICE, "cifar10")))
+    assert (moco.moco.temperature, moco.moco.mlp, moco.moco.queue) == (0.07, False, second.moco.queue)
+    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4}
+    assert (
+        changed(moco.views.query) == changed(moco.views.key) == {"crop_area": 0.2, "flip": 0.5, "grey": 0.2, **colours}
+    )
+    length = lengths(moco, 50_000)
+    rate = optim.schedule(optim.Course(moco.optimizer.body, length.every["body"]), length.stage)
+    rates = [float(rate(epoch * length.round)) for epoch in (0, 119, 120, 159, 160, 999)]
+    assert rates == pytest.approx([0.015, 0.015, 0.0015, 0.0015, 0.00015, 0.00015])
+
+
+def test_every_variant_of_spice_has_nmi_and_pictures_as_published():
+    for name in variants(SPICE):
+        config = from_file(SPICE, name)
+        assert config.evaluate.nmi_average == "geometric"
+        assert {"prototypes", "similarity", "tsne"} <= set(config.report.pictures.split(","))
 
 
 def test_spices_last_stage_is_fixmatch_as_published_with_its_own_colours():

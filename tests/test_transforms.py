@@ -8,6 +8,8 @@ import scipy.stats
 from PIL import Image, ImageEnhance, ImageFilter
 
 from jaxclust.data import vectors
+from jaxclust.data.feature_file import open_npy
+from jaxclust.data.pipeline import train_batches
 from jaxclust.data.projection import rounded
 from jaxclust.data.transforms import BLOCKS, COLUMNS, augment, crop
 from jaxclust.data.view import View, philox_key, uniforms
@@ -399,3 +401,21 @@ def test_noise_on_vectors_is_normal_and_depends_on_the_position_alone():
     assert abs(whole.mean()) < 0.01 and abs(whole.std() - 0.5) < 0.01
     assert scipy.stats.kstest(whole.ravel() / 0.5, "norm").pvalue > 1e-4
     assert np.abs(np.corrcoef(whole.T) - np.eye(6)).max() < 0.06
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1e9])
+def test_noise_is_a_share_of_the_deviation_of_the_vectors(tmp_path, cache_bytes):
+    rows = RNG.standard_normal((200, 768)) + 3
+    rows[:, 0] *= 5
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    split = open_npy(tmp_path / "rows.npy", str, cache_bytes)
+    (batch,) = train_batches(
+        split, {"train": {"noise": 0.5}, "as it is": {}}, np.arange(200, dtype=np.int32), np.zeros(200, np.int32),
+        np.ones(200, np.float32), start_position=0, first_step=0, last_step=1, batch_size=200, seed=0, stage_index=0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch["views"]["as it is"], rows)
+    added = batch["views"]["train"] - rows
+    deviation = np.sqrt(rows.astype(np.float64).var(axis=0).mean())
+    assert deviation < 0.02 and added.std() == pytest.approx(0.5 * deviation, rel=0.01)
+    assert vectors.deviation(split, block=64) == pytest.approx(deviation, rel=1e-6)

@@ -148,7 +148,7 @@ def _train_graphs(split: Split, views: tuple[tuple[str, View], ...], local: int)
     tf = tensorflow()
     shape = split.image_shape
     kind = _kind(split)
-    blocks = kind.columns(shape)
+    blocks, views = kind.columns(shape), tuple((name, kind.measured(view, split)) for name, view in views)
 
     def crops(first: Tensor, count: int, fed: _Round) -> Batch:
         position = first + tf.range(count, dtype=tf.int64)

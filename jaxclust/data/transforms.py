@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxclust.data import randaugment
 from jaxclust.data.projection import project, project_nearest, rounded
-from jaxclust.data.split import reduced_side
+from jaxclust.data.split import Split, reduced_side
 from jaxclust.data.view import View
 from jaxclust.runtime import tensorflow
 
@@ -119,6 +119,11 @@ def evaluation_crop(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """What `crop` does where nothing is random."""
     tf = tensorflow()
     return crop(images, tf.zeros([tf.shape(images)[0], len(COLUMNS)]), View(), shape)
+
+
+def measured(view: View, split: Split) -> View:
+    """The view as it is: nothing in it is measured by the images."""
+    return view
 
 
 def augment(images: Tensor, u: Tensor, view: View) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from jaxclust.data.split import Split
 from jaxclust.data.view import PER_COUNTER, View
 from jaxclust.runtime import tensorflow
 
@@ -25,6 +29,24 @@ def crop(rows: Tensor, u: Tensor, view: View, shape: tuple[int, ...]) -> Tensor:
 def evaluation_crop(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The vectors float32 [B, D] as they are."""
     return rows
+
+
+def measured(view: View, split: Split) -> View:
+    """The view with its noise in the numbers of the vectors of `split`, no longer in their overall deviation."""
+    return view._replace(noise=view.noise * deviation(split)) if view.noise else view
+
+
+@functools.lru_cache(maxsize=16)
+def deviation(split: Split, block: int = 65_536) -> float:
+    """The square root of the mean over numbers of the variance of vectors, by which no unit of theirs counts."""
+    tf = tensorflow()
+    total, squares = np.zeros((2, *split.image_shape))
+    for start in range(0, split.size, block):
+        ids = tf.range(start, min(start + block, split.size))
+        rows = (split.gather(ids) if split.gather else tf.stack([split.load(id) for id in ids])).numpy()
+        total += rows.sum(axis=0, dtype=np.float64)
+        squares += np.square(rows, dtype=np.float64).sum(axis=0)
+    return float(np.sqrt(np.maximum(squares / split.size - np.square(total / split.size), 0).mean()))
 
 
 def augment(rows: Tensor, u: Tensor, view: View) -> Tensor:

@@ -16,13 +16,16 @@ from jaxclust.evaluation import clustering
 def measure(
     predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, config: Any, rows: Callable[[], Chunked]
 ) -> dict[str, float]:
-    """ACC and NMI of each head (`predictions["heads"]` int [N, H]), their means, and `oracle_acc`, the largest ACC."""
+    """ACC, NMI and ARI of each head (`predictions["heads"]` int [N, H]), means, and `oracle_acc`, the largest ACC."""
     if labels is None or "heads" not in predictions:
         return {}
     heads = np.asarray(predictions["heads"]).T
-    acc = [clustering.accuracy(head, labels) for head in heads]
-    nmi = [clustering.nmi(head, labels, config.evaluate.nmi_average) for head in heads]
-    each = {f"head{i}_{name}": value for name, of in (("acc", acc), ("nmi", nmi)) for i, value in enumerate(of)}
-    best = int(np.argmax(acc))
-    means = {"heads_acc": float(np.mean(acc)), "heads_nmi": float(np.mean(nmi))}
-    return each | means | {"oracle_acc": acc[best], "oracle_head": float(best)}
+    scores = {
+        "acc": [clustering.accuracy(head, labels) for head in heads],
+        "nmi": [clustering.nmi(head, labels, config.evaluate.nmi_average) for head in heads],
+        "ari": [clustering.ari(head, labels) for head in heads],
+    }
+    each = {f"head{i}_{name}": value for name, of_heads in scores.items() for i, value in enumerate(of_heads)}
+    means = {f"heads_{name}": float(np.mean(of_heads)) for name, of_heads in scores.items()}
+    best = int(np.argmax(scores["acc"]))
+    return each | means | {"oracle_acc": scores["acc"][best], "oracle_head": float(best)}

@@ -32,14 +32,16 @@ _VIEW = {
     "pad": number(0, 0, 4096, "zero pixels put around the image, of which its size is cropped anywhere"),
     "erase": number(0.0, 0.0, 1.0, "largest side of an erased square as a share of the side"),
     "erase_fill": numbers((), 0.0, 1.0, "colour of an erased square; (): the image's own mean"),
-    "noise": number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors"),
+    "noise": number(0.0, 0.0, math.inf, "standard deviation of the noise added to vectors, as a share of their own"),
 }
 
 _OPTIMIZER = {
     "name": choice("adam", ("sgd", "lars"), "rule by which this group of parameters moves"),
     "lr": number(1e-3, 0.0, math.inf, "learning rate at the start"),
     "schedule": choice(
-        "none", ("cosine", "cosine_part", "exponential", "plateau"), "course of the learning rate over the stage"
+        "none",
+        ("cosine", "cosine_part", "exponential", "steps", "plateau"),
+        "course of the learning rate over the stage",
     ),
     "part": Field(
         0.4375,
@@ -47,9 +49,16 @@ _OPTIMIZER = {
         "over 0, at most 0.5",
         "cosine_part: the rate is lr * cos(pi * part * t), t from 0 to 1; 7/16 is FixMatch's",
     ),
-    "every": duration("1 round", "exponential: what `gamma` counts; plateau: over what the loss is averaged"),
+    "every": duration(
+        "1 round", "exponential, steps: what `gamma` and `milestones` count; plateau: over what the loss is averaged"
+    ),
     "gamma": Field(0.95, lambda v: 0 < v <= 1, "over 0, at most 1", "exponential: factor of the rate per `every`"),
-    "factor": Field(0.1, lambda v: 0 < v < 1, "between 0 and 1", "plateau: factor when the training loss stalls"),
+    "milestones": some(
+        (120, 160), 1, math.inf, "steps: after how many `every` the rate falls by `factor`, each once more"
+    ),
+    "factor": Field(
+        0.1, lambda v: 0 < v < 1, "between 0 and 1", "steps: factor at a milestone; plateau: when the loss stalls"
+    ),
     "patience": number(10, 0, math.inf, "plateau: how many `every` without a lower loss are waited"),
     "min_lr": number(0.0, 0.0, math.inf, "cosine: where the rate ends; plateau: it does not fall below this"),
     "warmup": duration("never", "over how long the rate rises evenly to `lr`, before its course begins"),

@@ -26,6 +26,7 @@ from jaxclust.files import replacing, write_json
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo, TrainState
 from jaxclust.report import retrieval as retrieval_table
+from jaxclust.report.workdir import newest_assignment
 from jaxclust.runtime import stop_signal
 from jaxclust.train import devices, loop, probes
 from jaxclust.train import workdir as workdir_lib
@@ -216,7 +217,18 @@ def judged(stage: Stage, state: TrainState, source: Source, name: str) -> tuple[
         if "head" in predictions:
             agreement = 1 - clustering.changed(predictions["cluster"], predictions["head"])
             results["train/head_agreement"] = float(agreement)
+        results |= labelled(newest_assignment(stage.workdir / "assignments" / stage.name), split.labels)
     return predictions, results
+
+
+def labelled(cluster: np.ndarray | None, labels: np.ndarray | None) -> dict[str, Any]:
+    """Of an assignment [N] that leaves images out (-1) how many it does not, and their ACC; else nothing."""
+    if cluster is None or (cluster >= 0).all():
+        return {}
+    kept = cluster >= 0
+    known = labels is not None and suite.has_labels(labels[kept])
+    acc = {"kept_acc": clustering.accuracy(cluster, np.asarray(labels))} if known else {}
+    return {"labelled": int(np.count_nonzero(kept)), **acc}
 
 
 def kept(before: dict[str, Any], results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:

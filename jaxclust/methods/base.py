@@ -112,6 +112,7 @@ class Method(NamedTuple):
     fresh: tuple[str, ...] = ()
     """Top-level keys of params that refresh renews, with their optimiser state, and keys of `extra` like them: whatever
     stands under these names may change its shape."""
+    given: tuple[str, ...] = ()  # keys of params and extra that `init_from` must bring whole, beside the body
     num_clusters: int | None = None  # how many clusters `predict` tells apart; None: as many as are found
     target_shape: tuple[int, ...] = ()  # of one image's target
     memory: str | None = None

@@ -9,6 +9,7 @@ Departure: what neighbours must agree with is the cluster of the image itself, w
 the first of its neighbours.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -35,7 +36,8 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     method = spice.make(config, info)
     assert method.refresh is not None
     select = partial(refresh, config, spice.heads_of(config, info), method.refresh)
-    return method._replace(refresh=select, fresh=())  # the head that was selected there is the one that is asked
+    # The head that was selected there is the one that is asked.
+    return method._replace(refresh=select, fresh=(), given=("heads", "selected"))
 
 
 def refresh(
@@ -47,7 +49,15 @@ def refresh(
     rows: Matrix,
     rng: jax.Array,
 ) -> Refreshed:
-    """The clusters of the head that `select` selects, -1 where they are not reliable; the rest as it is."""
+    """The clusters of the head that `select` selects, -1 where they are not reliable; the rest as it is.
+
+    ConfigError if no head has been selected before.
+    """
+    if state.extra["selected"]["index"] < 0:
+        raise ConfigError(
+            f"config.method={config.method!r} asks the head that SPICE-Self selected, and config.init_from="
+            f"{config.init_from!r} brings none; set it to a stage that trained heads, such as '@self', or to its run"
+        )
     found = select(state, targets, rows, rng)
     assert found.distance is not None
     embeddings, _ = heads.parts(h, rows)
@@ -76,8 +86,8 @@ def agreeing(embeddings: np.ndarray, clusters: np.ndarray, number: int, backend:
 def reliable(agreement: np.ndarray, score: np.ndarray, config: ConfigDict) -> np.ndarray:
     """Which images are kept, bool [N]: so many neighbours agree, and the score is larger than the threshold."""
     r = config.reliable
-    enough = agreement >= r.num_neighbor * r.ratio_confident - 1e-6  # of a whole number the product may lie above
-    return enough & (score > r.score)
+    least = math.ceil(r.num_neighbor * r.ratio_confident - 1e-6)  # of a whole number the product may lie above
+    return (agreement >= least) & (score > r.score)
 
 
 def balanced(clusters: np.ndarray, kept: np.ndarray, k: int, config: ConfigDict, seed: int) -> np.ndarray:

@@ -28,6 +28,7 @@ HEADS = (
     Family("loss of each head's own labels, which selects one", "heads/loss{}", "heads/loss"),
     Family("ACC of each head", "train/head{}_acc", "train/heads_acc", SHARE),
     Family("NMI of each head", "train/head{}_nmi", "train/heads_nmi", SHARE),
+    Family("ARI of each head", "train/head{}_ari", "train/heads_ari", SHARE),
 )
 
 

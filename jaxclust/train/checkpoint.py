@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from jaxclust import hosts
 from jaxclust.errors import ConfigError
-from jaxclust.methods.base import Targets, TrainState
+from jaxclust.methods.base import Method, Targets, TrainState
 
 
 class Snapshot(NamedTuple):
@@ -81,27 +81,29 @@ class Checkpoints:
         restored: Snapshot = jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(_name(path), leaf), like)
         return restored
 
-    def check_body(self, like: Snapshot, fresh: tuple[str, ...]) -> None:
-        """ConfigError unless the newest snapshot has the body of `like`."""
-        step = self.latest()
+    def check_body(self, like: Snapshot, method: Method) -> None:
+        """ConfigError unless the newest snapshot has the body of `like`, no more of one, and what else is `given`."""
+        step, here = self.latest(), _named(like)
         saved = self._manager.item_metadata(step).tree
-        for name, leaf in _named(like).items():
-            if not name.startswith("state.params.body.") or _under(name, fresh):
-                continue
+        wanted = {n: leaf for n, leaf in here.items() if _of_body(n) or _under(n, method.given)}
+        extra = [name for name in saved if _of_body(name) and name not in here] if any(map(_of_body, wanted)) else []
+        for name in [*wanted, *extra]:
             there = tuple(saved[name].shape) if name in saved else "missing"
-            if there != leaf.shape:
+            made = wanted[name].shape if name in wanted else "no such array"
+            if there != made and not _under(name, method.fresh):
                 raise ConfigError(
-                    f"config.init_from: {name} is {there} in {self._folder}/{step}, this config makes {leaf.shape}; "
+                    f"config.init_from: {name} is {there} in {self._folder}/{step}, this config makes {made}; "
                     "it was made by another model"
+                    + ("" if _of_body(name) else ", or by another method or with another config.cluster.k")
                 )
 
-    def restore_body(self, like: Snapshot, fresh: tuple[str, ...]) -> Snapshot:
+    def restore_body(self, like: Snapshot, method: Method) -> Snapshot:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `fresh`; of one expert to each of several.
+        agree, but for those under a name in `method.fresh`; of one expert to each of several.
         """
-        self.check_body(like, fresh)
+        self.check_body(like, method)
         step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
@@ -110,7 +112,7 @@ class Checkpoints:
             fits = name in saved and (
                 shape == leaf.shape or ("experts" in name.split(".") and shape == (1, *leaf.shape[1:]))
             )
-            if fits and not _under(name, fresh) and name.startswith(("state.params.", "state.extra.")):
+            if fits and not _under(name, method.fresh) and name.startswith(("state.params.", "state.extra.")):
                 wanted[name] = _target(leaf, shape)
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         taken = {name for name, target in wanted.items() if isinstance(target, jax.ShapeDtypeStruct)}
@@ -129,6 +131,10 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _named(tree: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _of_body(name: str) -> bool:
+    return name.startswith("state.params.body.")
 
 
 def _under(name: str, keys: tuple[str, ...]) -> bool:

@@ -33,6 +33,7 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
         "clusters/largest_share": lambda v: f"largest {v:.0%}",
         "clusters/nmi_prev": lambda v: f"NMI to previous {v:.3f}",
         "clusters/changed": lambda v: f"moved {v:.0%}",
+        "reliable/labelled": lambda v: f"labelled {v:,.0f}",
         "train/acc": lambda v: f"ACC {v:.3f}",
         "train/nmi": lambda v: f"NMI {v:.3f}",
         "images_per_second": lambda v: f"{v:,.0f} images/s",

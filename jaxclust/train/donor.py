@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxclust import models
 from jaxclust.config import for_stage, load, stage_names
 from jaxclust.errors import ConfigError
+from jaxclust.methods.base import Method
 from jaxclust.models.pretrained import TORCH, open_weights
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 from jaxclust.train.torch_file import File
@@ -20,10 +22,10 @@ KINDS = ("checkpoints", "assignments", "rows")  # folders of a workdir with one 
 class Donor(NamedTuple):
     """Where a stage takes its body from."""
 
-    check: Callable[[Snapshot, tuple[str, ...]], None]
-    """(state or its shapes, Method.fresh): ConfigError unless the body fits."""
-    give: Callable[[Snapshot, tuple[str, ...]], Snapshot]
-    """(first state, Method.fresh) -> the same with the body."""
+    check: Callable[[Snapshot, Method], None]
+    """(state or its shapes, its method): ConfigError unless the body fits."""
+    give: Callable[[Snapshot, Method], Snapshot]
+    """(first state, its method) -> the same with the body."""
 
 
 def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
@@ -37,16 +39,38 @@ def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
         if name != stage_names(config)[0] and not said_here:
             return None
         file = File(open_weights(Path(own.init_from.removeprefix(TORCH)).expanduser()), own, name, workdir)
-        return Donor(lambda like, fresh: file.check(like), lambda like, fresh: file.give(like))
+        return Donor(lambda like, method: file.check(like), lambda like, method: file.give(like))
     folder = body(config, name, workdir)
     if folder is None:
         return None
+    whole = config if folder.parents[1] == workdir else load(folder.parents[1] / "config.json")
 
-    def check(like: Snapshot, fresh: tuple[str, ...]) -> None:
+    def check(like: Snapshot, method: Method) -> None:
+        if "body" in like.state.params:
+            check_network(for_stage(whole, folder.name), own, folder)
         if Checkpoints.exist(folder):
-            Checkpoints(folder).check_body(like, fresh)
+            Checkpoints(folder).check_body(like, method)
 
-    return Donor(check, lambda like, fresh: Checkpoints(folder).restore_body(like, fresh))
+    return Donor(check, lambda like, method: Checkpoints(folder).restore_body(like, method))
+
+
+def check_network(there: ConfigDict, here: ConfigDict, folder: Path) -> None:
+    """ConfigError unless `config.model` is of one network in the config of the stage in `folder` and in another one.
+
+    Networks may differ though all their arrays agree.
+    """
+    with_ours = ConfigDict({**there.to_dict(), "runtime": here.runtime.to_dict()})
+    with_ours.model.dropout = here.model.dropout
+    if models.get(with_ours) != models.get(here):
+        fields = [name for name in here.model if name != "name" and with_ours.model[name] != here.model[name]]
+        of_donor, own = (
+            " ".join([config.model.name, *(f"config.model.{name}={config.model[name]!r}" for name in fields)])
+            for config in (there, here)
+        )
+        raise ConfigError(
+            f"config.init_from: the body in {folder} is of another network: {of_donor} there, {own} here. Use its "
+            "settings, or train a body of this network first"
+        )
 
 
 def noisy(first: Snapshot, given: Snapshot, share: float, key: jax.Array) -> Snapshot:

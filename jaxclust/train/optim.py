@@ -60,12 +60,12 @@ def _check(field: str, group: ConfigDict, every: int, method: Method) -> None:
             f"{field}.wd={group.wd} (a decay of {10.0**group.wd:g}) and {field}.weight_decay={group.weight_decay}: "
             "only one can say the weight decay; leave the other at 0"
         )
-    if group.schedule in ("exponential", "plateau") and not every:
+    if group.schedule in ("exponential", "steps", "plateau") and not every:
         raise ConfigError(f"{field}.every='never', but schedule={group.schedule!r} needs a length such as '1 round'")
     if group.schedule == "plateau" and method.update is not None:
         raise ConfigError(
             f"{field}.schedule='plateau' waits for a training loss that no longer falls, and this method takes its own "
-            "steps without showing one; choose none, cosine or exponential"
+            "steps without showing one; choose another"
         )
 
 
@@ -123,8 +123,8 @@ class Course(NamedTuple):
 
 
 def schedule(course: Course, steps: int) -> Schedule:
-    """Learning rate by step: constant, half a cosine down to min_lr at `steps`, the first part of a cosine, or
-    lr * gamma^(step // every), each after a straight line from warmup_lr."""
+    """Learning rate by step: constant, half a cosine down to min_lr at `steps`, the first part of a cosine, lr *
+    gamma^(step // every), or lr * factor^(milestones that are reached), each after a straight line from warmup_lr."""
     group, every, warmup = course
     length = max(steps - warmup, 1)
     if group.schedule == "cosine":
@@ -134,6 +134,9 @@ def schedule(course: Course, steps: int) -> Schedule:
         follows = cosine_part(group.lr, length, group.part)
     elif group.schedule == "exponential":
         follows = optax.exponential_decay(group.lr, every, group.gamma, staircase=True)
+    elif group.schedule == "steps":
+        falls = {milestone * every: group.factor for milestone in group.milestones}
+        follows = optax.piecewise_constant_schedule(group.lr, falls)
     else:
         follows = optax.constant_schedule(group.lr)
     if not warmup:

@@ -94,7 +94,7 @@ def prepare(
 
     _check_scores(config, name, rows)
     if donor:
-        donor.check(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method.fresh)
+        donor.check(Snapshot(shapes, first_targets(method, split.size, labels, rows)), method)
 
     begin = jax.jit(lambda: _state(method, optimizer, runtime.key(config.seed, name, "init"), batch, metrics))
 
@@ -102,7 +102,7 @@ def prepare(
         snapshot = Snapshot(runtime.put_replicated(begin(), mesh), first_targets(method, split.size, labels, rows))
         if donor is None:
             return snapshot
-        given = donor.give(snapshot, method.fresh)
+        given = donor.give(snapshot, method)
         return donors.noisy(snapshot, given, config.init_noise, runtime.key(config.seed, name, "init_noise"))
 
     embed = compile_for(method.embed, mesh)
