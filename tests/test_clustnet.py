@@ -16,6 +16,7 @@ from jaxclust import config as config_lib
 from jaxclust import main, methods
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
+from jaxclust.features import score_file
 from jaxclust.jobs import sweep
 from jaxclust.methods import cae, clustnet, gate, mixture, terms, turns
 from jaxclust.methods.base import DataInfo
@@ -560,14 +561,31 @@ def test_settings_are_read_strictly_by_command_line():
             read(argument)
 
 
-@pytest.mark.parametrize(("variant", "count"), [("digits,grid", 9), ("mnist,seeds", 5)])
-def test_both_published_figures_are_presets_of_sweeps(variant, count):
-    config = from_file(Path("configs/clustnet.py"), variant)
-    runs = sweep.plan(config, sweep.parse(config))
-    assert len(runs) == count and "accuracy" in config.report.pictures
-    if count == 5:
-        assert {(run.config.batch_size, run.config.clustnet.lr) for run in runs} == {(4, 0.01)}
-        assert [run.config.seed for run in runs] == [1, 2, 3, 4, 5]
+@pytest.mark.parametrize("data", ["digits", "mnist10k"])
+def test_both_published_figures_are_presets_of_sweeps(data):
+    for name, fields in (("grid", {"batch_size": 3, "clustnet.lr": 3}), ("seeds", {"seed": 5})):
+        config = from_file(Path("configs/clustnet.py"), f"{data},{name}")
+        found = sweep.parse(config)
+        assert {field: len(values) for field, values in found.items()} == fields and 4 in found.get("batch_size", [4])
+        assert len(sweep.plan(config, found)) == np.prod([*fields.values()]) and "accuracy" in config.report.pictures
+    assert (config.batch_size, config.clustnet.lr, found["seed"]) == (4, 0.01, [1, 2, 3, 4, 5])
+    if data == "mnist10k":
+        assert (config.data.train_images, config.data.num_images, config.data.image_size) == (10_000, 10_000, 28)
+        assert (config.rounds, config.refresh_every, config.eval_every) == (10, "1 epoch", "1 round")
+
+
+@pytest.mark.medium
+def test_the_default_run_says_how_good_it_is_on_images_that_it_was_not_trained_on(tmp_path):
+    code = run("--config=configs/clustnet.py:smoke", f"--workdir={tmp_path}", "--config.report.pictures=",
+               "--config.refresh_every=2 steps", "--config.save_every=never")  # fmt: skip
+    assert code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    names = {f"{split}/{name}" for split in ("train", "test") for name in ("binary", "acc_p", "acc_n")}
+    assert names <= set(results) and results["images"] == 1797
+    scores = score_file.read(tmp_path / "scores" / "epoch2.csv")
+    assert len(scores.label) == 397
+    binary = np.mean((scores.log_probs[:, 1] > scores.log_probs[:, 0]) == (scores.label < 5))
+    assert results["test/binary"] == pytest.approx(binary, abs=1e-6)
 
 
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):
