@@ -165,23 +165,8 @@ def added(net: Net, params: Params, said: mixture.Said, batch: Batch) -> jax.Arr
         "map_entropy": lambda: terms.map_entropy(said.maps, member()),
         "map_spread": lambda: terms.map_spread(said.maps, member()),
     }
-    return added_to_gate(net, said.logits, batch) + _weighted(net, found, said.logits.dtype)
-
-
-def added_to_gate(net: Net, logits: jax.Array, batch: Batch) -> jax.Array:
-    """The sum of those terms of the gate alone that have a weight."""
-    p = jax.nn.softmax(logits)
-    found = {
-        "gate_entropy": lambda: -terms.gate_entropy(p),
-        "diversity": lambda: -terms.usage_entropy(p),
-        "group_diversity": lambda: -terms.usage_entropy_of_groups(p, batch["target"]),
-    }
-    return _weighted(net, found, p.dtype)
-
-
-def _weighted(net: Net, found: dict[str, Callable[[], jax.Array]], dtype: Any) -> jax.Array:
-    s = net.settings
-    return sum((s[name] * term() for name, term in found.items() if s[name]), jnp.zeros((), dtype))
+    of_gate = terms.of_gate(net.settings, said.logits, batch["target"])
+    return of_gate + terms.weighted(net.settings, found, said.logits.dtype)
 
 
 def separated(net: Net, epoch: int, params: Params, stats: Stats, batch: Batch, rng: jax.Array) -> Learnt:
@@ -206,7 +191,7 @@ def gate_alone(net: Net, epoch: int, params: Params, stats: Stats, batch: Batch,
     picked = jnp.take_along_axis(log_gate, target[:, None], axis=1)[:, 0]
     now = jnp.argmax(decided.output, axis=1)
     new = merge(stats, **body.stats, gate=decided.stats)
-    value = added_to_gate(net, decided.output, batch) - jnp.mean(batch["weight"] * picked)
+    value = terms.of_gate(net.settings, decided.output, batch["target"]) - jnp.mean(batch["weight"] * picked)
     return Learnt(value, new, decided.output, said[now, jnp.arange(len(now))])
 
 
