@@ -37,6 +37,7 @@ from jaxclust.pictures import (
     map_variance,
     reconstructions,
     sparsity,
+    tsne,
     weights,
 )
 from jaxclust.report import experiment, figures
@@ -513,7 +514,7 @@ def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
     assert all((swept / "net2" / "report" / link).exists() for link in page.links)
 
 
-@pytest.mark.wide
+@pytest.mark.medium
 def test_training_images_are_shown_if_asked_and_what_cannot_be_is_said(swept, digits, capsys):
     assert report(swept / "net2", "pictures=failures,sparsity,confusion,tsne", "split=train", "pixels=True") == 0
     said = capsys.readouterr().out
@@ -617,6 +618,29 @@ def test_weights_of_kept_checkpoints_are_compared_and_without_the_first_there_is
 def asked(seen, **overrides):
     config = with_settings(seen.stage.config.copy_and_resolve_references(), **overrides)
     return seen._replace(stage=seen.stage._replace(config=config))
+
+
+def test_tsne_may_be_of_a_layer_with_a_learning_rate_of_its_own(tmp_path, monkeypatch):
+    sizes = {"clustnet__encoder__channels": 4, "clustnet__encoder__kernel": 3, "clustnet__encoder__dim": 6}
+    seen, told = looked_at(tmp_path, "cae", stages="cae", **sizes), []
+
+    class Flat:
+        def __init__(self, dimensions, **said):
+            told.append(said["learning_rate"])
+
+        def fit_transform(self, rows):
+            told.append(rows)
+            return rows[:, :2]
+
+    monkeypatch.setattr(tsne, "TSNE", Flat)
+    (tmp_path / "drawn").mkdir()
+    for of in (seen, asked(seen, report__tsne__layer="encoder/conv1", report__tsne__rate=0.0)):
+        tsne.prepare(of)(tmp_path / "drawn")
+    rate, codes, auto, maps = told
+    assert (rate, auto) == (20.0, "auto") and codes.shape == (40, 6) and maps.shape == (40, 8 * 8 * 4)
+    np.testing.assert_allclose(np.linalg.norm(maps, axis=1), 1, rtol=1e-5)
+    with pytest.raises(ConfigError, match="tsne.layer='conv' is unknown.* There is: feature, encoder/conv1"):
+        tsne.prepare(asked(seen, report__tsne__layer="conv"))
 
 
 def test_an_autoencoder_shows_what_it_makes_of_images(tmp_path):

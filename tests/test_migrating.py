@@ -62,6 +62,8 @@ CLUSTNET = [
     "reverse_target", "clbn", "debn", "cl_to_find_size", "harddecision", "log_interval", "num_workers", "no_cuda",
     "cae_last_relu", "csv_extra", "csv_every", "--root", "--weig", "--elementwise", "--spar", "--acc_evol",
     "--nets_to_remove", "--failurecases", "--cludis", "--feat_map_var", "--stat", "--tsne", "--train",
+    "encoder_grad", "combine", "temperature", "norm", "bn_selected_only", "--overwrite", "--layer", "cae1_3.jpg",
+    "cae1_3_epoch2_Rec.jpg", "cae1_epoch5",
 ]  # fmt: skip
 PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ-retrieval.py", "--count"]
 

@@ -32,13 +32,13 @@ def clustnet(**overrides):
     return with_settings(config, **{**small, **overrides})
 
 
-def divided(train=100, test=40, unknown=()):
-    """Digits to train on and to test with; some of the latter without a class."""
+def divided(train=100, test=40, unknown=(), untrained=()):
+    """Digits to train on and to test with; some of either without a class."""
     source = few_digits(train + test)
     whole, parts = source.splits["train"], {}
     for name, own in (("train", slice(0, train)), ("test", slice(train, train + test))):
         labels = whole.labels[own].copy()
-        labels[list(unknown) if name == "test" else []] = -1
+        labels[list(unknown if name == "test" else untrained)] = -1
         split = from_array(whole.images[own], whole.image_shape, f"{name}/{{}}".format)
         parts[name] = replace(split, labels=labels)
     return source._replace(splits=parts)
@@ -119,7 +119,7 @@ def test_rows_of_training_are_those_of_the_steps_before_the_gate_chose(done):
     np.testing.assert_allclose(scores.log_probs, rows["groups"][second], rtol=1e-6)
 
 
-@pytest.mark.wide
+@pytest.mark.medium
 def test_a_run_that_died_writes_the_same_files(done, tmp_path):
     with pytest.raises(Stopped):
         loop.run_stage(prepared(clustnet(), tmp_path, divided()), StopAt(18))
@@ -152,6 +152,13 @@ def test_files_come_as_often_as_asked_and_the_last_always(tmp_path):
     assert sorted(scores.id.tolist()) == [*range(100)]
     test = score_file.read(tmp_path / "scores" / "epoch3.csv")
     assert test.label[[0, 7]].tolist() == test.group[[0, 7]].tolist() == [-1, -1] and (test.label >= 0).sum() == 38
+
+
+def test_images_without_a_class_are_not_trained_on_and_no_other_has_two_rows(tmp_path):
+    config = clustnet(rounds=1, scores__index=True, save_every="never", eval_every="never")
+    loop.run_stage(prepared(config, tmp_path, divided(untrained=range(30))), StopSignal())
+    scores = score_file.read(tmp_path / "scores" / "epoch1_train.csv")
+    assert sorted(scores.id.tolist()) == [*range(30, 100)]
 
 
 def test_without_test_images_those_of_the_training_are_scored(tmp_path):

@@ -64,6 +64,23 @@ def test_several_splits_are_one_in_their_order_and_what_has_no_label_is_unknown(
     assert [split.path(i) for i in (2, 3, 8)] == ["mine/train/2", "mine/test/0", "mine/unlabelled/3"]
 
 
+def test_some_images_are_trained_on_the_same_each_time_and_the_test_stays(tmp_path):
+    place = archive(tmp_path / "mine.npz", unlabelled_images=pixels(5, 90))
+    source = open_source(config_of(place, PARTS, train_images=40))
+    (split,) = source.splits.values()
+    ids = seen(split)
+    assert len(ids) == len({*ids}) == 40 and ids == sorted(ids) and max(ids) > 60
+    bounds = {"train": range(0, 3), "test": range(3, 5), "unlabelled": range(5, 95)}
+    assert source.parts == {name: sum(id in of for id in ids) for name, of in bounds.items()}
+    assert split.labels.tolist() == [[0, 1, 0, 1, 2][id] if id < 5 else -1 for id in ids]
+    again = open_source(config_of(place, PARTS, train_images=40, image_size=4))
+    assert fingerprint(again.splits["train"], 40) == fingerprint(split, 40)
+    alone = open_source(config_of(place, train_images=2)).splits
+    assert {name: part.size for name, part in alone.items()} == {"train": 2, "test": 2}
+    with pytest.raises(ConfigError, match="config.data.train_images=4: mine has 3 images to train on; 0: all"):
+        open_source(config_of(place, train_images=4))
+
+
 def test_only_splits_that_are_asked_for_are_trained_on_or_read(tmp_path):
     place = archive(tmp_path / "mine.npz")
     assert {name: split.size for name, split in open_source(config_of(place)).splits.items()} == {"train": 3, "test": 2}

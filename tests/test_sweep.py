@@ -403,6 +403,21 @@ def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_pat
         sweep.register(small_config(model__width=4), tmp_path, {"seed": [0]}, [])
 
 
+def test_another_process_may_write_the_sweep_while_this_one_looks_at_the_folder(trainings, tmp_path, monkeypatch):
+    config, there = small_config(), Path.iterdir
+
+    def looked(folder):  # the other is done by then
+        if folder == tmp_path:
+            monkeypatch.setattr(Path, "iterdir", there)
+            (one,) = sweep.register(config, tmp_path, {"seed": [0]}, sweep.plan(config, {"seed": [0]}))
+            sweep.train_one(one, tmp_path)
+        return there(folder)
+
+    monkeypatch.setattr(Path, "iterdir", looked)
+    sweep.check_workdir(config, tmp_path, {"seed": [0]})
+    assert trainings.done and (tmp_path / "net1").exists()
+
+
 START_ONE = """
 import sys
 from pathlib import Path

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import plugins
 from jaxclust.config import did_you_mean, for_stage, stage_names
 from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
-from jaxclust.data.subset import first, joined
+from jaxclust.data.subset import first, joined, subset
 from jaxclust.errors import ConfigError
 
 __all__ = ["Skipped", "Source", "Split", "files_of", "of_last_stage", "of_stage", "open_source", "read"]
@@ -29,7 +30,8 @@ def open_source(config: ConfigDict) -> Source:
 def read(data: ConfigDict) -> Source:
     """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are.
 
-    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them.
+    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them, and
+    `data.train_images` how many of these images.
 
     ConfigError on an unknown kind or split; DataError if the data are missing, malformed or worse than
     `data.max_skipped` allows.
@@ -45,11 +47,27 @@ def read(data: ConfigDict) -> Source:
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
     if train_classes := data.train_classes or getattr(module, "TRAIN_CLASSES", ""):
-        return disjoint(source, train_classes, names)
+        return some(disjoint(source, train_classes, names), data.train_images)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}
-    return source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes)
+    return some(source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes), data.train_images)
+
+
+def some(source: Source, count: int) -> Source:
+    """`source` trained on `count` random images, always the same, in the order of their ids; 0: on all.
+
+    ConfigError if there are not so many.
+    """
+    size = source.splits["train"].size
+    if not count or count == size:
+        return source
+    if count > size:
+        raise ConfigError(f"config.data.train_images={count}: {source.name} has {size:,} images to train on; 0: all")
+    ids = np.sort(np.random.default_rng(0).permutation(size)[:count])
+    ends = np.searchsorted(ids, np.cumsum([*source.parts.values()]))
+    parts = dict(zip(source.parts, np.diff(ends, prepend=0).tolist(), strict=True))
+    return source._replace(splits={**source.splits, "train": subset(source.splits["train"], ids)}, parts=parts)
 
 
 def of_stage(source: Source, config: ConfigDict, name: str) -> Source:

@@ -130,7 +130,9 @@ FIELDS: dict[str, Any] = {
     "images_per_class": number(4, 2, math.inf, "pk: images of each class in a batch, at least"),
     "data": {
         "source": name(
-            "digits", "digits, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME or features:FILE"
+            "digits",
+            "digits, digits:N with N test images, idx:DIR, npz:FILE, folder:DIR, table:FILE, cars196:DIR, tfds:NAME "
+            "or features:FILE",
         ),
         "data_dir": text("", "tfds: where its data sets lie; empty: TFDS' own default"),
         "label": text("", "tfds: the feature that is the class, such as 'coarse_label'; empty: the data set's own"),
@@ -145,6 +147,7 @@ FIELDS: dict[str, Any] = {
             "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
             "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
+        "train_images": number(0, 0, math.inf, "random images of these that are trained on, always the same; 0: all"),
         "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
         "stretch": flag(False, "whether images become squares whatever their aspect; else their middle is cut out"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),

@@ -47,7 +47,12 @@ CLUSTNET = {
     "lr_gate_next": some((), 0.0, math.inf, "rates of the gate after `lr_gate`, as many; of lr_gate=-1 also `lr_next`"),
     "period": number(2, 0, math.inf, "steps that gate and experts move in turn; 0: both in each step"),
     "mode": choice("joint", ("separated",), "separated: in its turn the gate learns which expert is best"),
-    "best_share": some((0.9, 0.5, 0.1), 0.0, 1.0, "separated: share of images with the best expert, by epoch"),
+    "best_share": some(
+        (0.9, 0.5, 0.1),
+        0.0,
+        1.0,
+        "separated: share of images with the best expert in epochs 0, 1, …, of which the first that is trained is 1",
+    ),
     "noise": number(0.0, 0.0, math.inf, "noise on the gate's gradient, as a share of its length"),
     "gate_entropy": number(0.0, -100.0, 100.0, "weight of the entropy of an image's gate; over 0 it should be large"),
     "diversity": number(0.0, 0.0, math.inf, "weight of the entropy of the mean gate, which should be large"),

@@ -17,6 +17,10 @@ REPORT = {
     "channels": number(16, 0, math.inf, "filters, activations: the first so many of each layer; 0: all"),
     "sample": number(1000, 10, 100_000, "tsne, umap, spectral, projector (500 at most): images that are shown"),
     "pixels": flag(False, "tsne, umap: whether the images are shown by their pixels too"),
+    "tsne": {
+        "rate": number(0.0, 0.0, math.inf, "learning rate of t-SNE; 0: by the number of images, as scikit-learn does"),
+        "layer": text("feature", "what it is of: the features, or a layer's maps, such as 'encoder/conv2'"),
+    },
     "filters": {
         "steps": some((1000,), 1, 10_000_000, "steps of gradient ascent, for all layers or for each"),
         "lr": some((3.0,), 0.0, 1e6, "length of a step, for all layers or for each"),

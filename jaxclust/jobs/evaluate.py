@@ -20,7 +20,8 @@ from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split, of_last_stage, open_source
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering, readouts, retrieval, suite
-from jaxclust.features.extract import extract
+from jaxclust.features.extract import compile_for, extract
+from jaxclust.features.reconstruction import errors
 from jaxclust.features.rows import Rows
 from jaxclust.files import replacing, write_json
 from jaxclust.jobs.options import Options
@@ -138,6 +139,7 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
         if hosts.is_first():
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
+    results |= reconstructed(stage, state, source)
     if suite.compares(stage.config):
         images = compared(stage, state, source)
         results |= compare(stage, images)
@@ -159,17 +161,19 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
 
 
 def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
-    """Adds what a stage predicts, judged, to results.json, as "<stage>/<split>/<score>"; once for its last step.
+    """Adds what a stage predicts or decodes, judged, to results.json, as "<stage>/<split>/<score>"; once for its last
+    step.
 
     Of all stages but the last, whose tables have plain names, also confusion-<stage>-<split>.csv.
     """
     path = stage.workdir / "results.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if stage.predict is None or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
+    mute = stage.predict is None and stage.method.reconstruct is None
+    if mute or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
         return
-    found: dict[str, Any] = {"step": int(state.step)}
+    found: dict[str, Any] = {"step": int(state.step)} | reconstructed(stage, state, source)
     earlier = stage.name != stage_names(stage.config)[-1]
-    for name in source.splits:
+    for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)
         found |= scores
         if hosts.is_first() and earlier:
@@ -229,6 +233,19 @@ def labelled(cluster: np.ndarray | None, labels: np.ndarray | None) -> dict[str,
     known = labels is not None and suite.has_labels(labels[kept])
     acc = {"kept_acc": clustering.accuracy(cluster, np.asarray(labels))} if known else {}
     return {"labelled": int(np.count_nonzero(kept)), **acc}
+
+
+def reconstructed(stage: Stage, state: TrainState, source: Source) -> dict[str, float]:
+    """The mean error of a decoder on each split, "<split>/error_percent"; of a method without one nothing."""
+    if stage.method.reconstruct is None:
+        return {}
+    program = compile_for(partial(errors, stage.method.reconstruct, tuple(stage.config.data.std)), stage.mesh)
+    folder, found = stage.workdir / "tmp", {}
+    for name, split in source.splits.items():
+        title = f"reconstructions of {name}"
+        rows = extract(program, state.params, state.extra, split, stage.config, stage.mesh, folder, title)["features"]
+        found[f"{name}/error_percent"] = float(rows.whole().mean(dtype=np.float64))
+    return found
 
 
 def kept(before: dict[str, Any], results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:

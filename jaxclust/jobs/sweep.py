@@ -185,12 +185,14 @@ def registered(workdir: Path) -> list[Values]:
 def check_workdir(config: ConfigDict, workdir: Path, fields: Mapping[str, Sequence[Value]]) -> None:
     """Refuses a folder of something else or of another sweep; writes nothing."""
     base, where = workdir / "base.json", f"--workdir={workdir}"
+    # These and temporary files are those of another process that begins this very sweep. It writes base.json before
+    # anything else, so what else is seen before that is missing is no sweep's.
+    own = ("locks", "sweep.json")
+    foreign = workdir.exists() and any(path.name not in own and path.name[0] != "." for path in workdir.iterdir())
     if not base.exists():
         if (workdir / "config.json").exists():
             raise ConfigError(f"{where} holds a single run and no sweep; choose a new or an empty folder")
-        # These and temporary files are those of another process that begins this very sweep.
-        own = ("locks", "sweep.json")
-        if workdir.exists() and any(path.name not in own and path.name[0] != "." for path in workdir.iterdir()):
+        if foreign:
             raise ConfigError(f"{where} holds other files and no sweep; choose a new or an empty folder")
         return
     there = report.read_plan(workdir).fields

@@ -19,12 +19,10 @@ from jaxclust.errors import ConfigError
 from jaxclust.methods import mixture
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, merge
 from jaxclust.models.experts import CNN, Decoder, map_shape, peaks, stack
-from jaxclust.ops.images import pixels, standardize
+from jaxclust.ops.images import WORST, pixels, standardize
 from jaxclust.runtime import AXIS
 
 Params = dict[str, Any]
-
-WORST = 3.2457  # squared error of a pixel that counts as 100 %
 
 
 class Net(NamedTuple):

@@ -152,7 +152,6 @@ def joint(net: Net, params: Params, stats: Stats, batch: Batch, rng: jax.Array) 
 
 def added(net: Net, params: Params, said: mixture.Said, batch: Batch) -> jax.Array:
     """The sum of the terms that have a weight."""
-    s, p = net.settings, jax.nn.softmax(said.logits)
 
     def member() -> jax.Array:
         return terms.sets(said.maps, said.choice, batch["target"])
@@ -162,14 +161,12 @@ def added(net: Net, params: Params, said: mixture.Said, batch: Batch) -> jax.Arr
         return terms.filter_similarity(last, jax.random.fold_in(_key(net, "filters"), batch["step"]))
 
     found = {
-        "gate_entropy": lambda: -terms.gate_entropy(p),
-        "diversity": lambda: -terms.usage_entropy(p),
-        "group_diversity": lambda: -terms.usage_entropy_of_groups(p, batch["target"]),
         "filter_similarity": similarity,
         "map_entropy": lambda: terms.map_entropy(said.maps, member()),
         "map_spread": lambda: terms.map_spread(said.maps, member()),
     }
-    return sum((s[name] * term() for name, term in found.items() if s[name]), jnp.zeros((), p.dtype))
+    of_gate = terms.of_gate(net.settings, said.logits, batch["target"])
+    return of_gate + terms.weighted(net.settings, found, said.logits.dtype)
 
 
 def separated(net: Net, epoch: int, params: Params, stats: Stats, batch: Batch, rng: jax.Array) -> Learnt:
@@ -182,22 +179,27 @@ def separated(net: Net, epoch: int, params: Params, stats: Stats, batch: Batch, 
 
 
 def gate_alone(net: Net, epoch: int, params: Params, stats: Stats, batch: Batch, rng: jax.Array) -> Learnt:
-    """Cross-entropy of the gate to the best expert of each image, or to any, as often as `best_share` says."""
+    """Cross-entropy of the gate to the best expert of each image, or to any, as often as `best_share` says, with the
+    terms of the gate."""
     body_rng, gate_rng = jax.random.split(rng)
     body = mixture.encode(net, params, stats, batch["views"]["train"], True, body_rng)
     decided = mixture.run(net.gate, params["gate"], stats["gate"], body.output, True, gate_rng)
     said = mixture.forced(net, params, stats, jax.lax.stop_gradient(body.output))
     best = jnp.argmin(nll(said, batch["target"]), axis=0)
-    target = followed(net, best, batch["position"], batch["step"] // epoch)
+    target = followed(net, best, batch["position"], batch["step"] // epoch + 1)
     log_gate = jax.nn.log_softmax(decided.output)
     picked = jnp.take_along_axis(log_gate, target[:, None], axis=1)[:, 0]
     now = jnp.argmax(decided.output, axis=1)
     new = merge(stats, **body.stats, gate=decided.stats)
-    return Learnt(-jnp.mean(batch["weight"] * picked), new, decided.output, said[now, jnp.arange(len(now))])
+    value = terms.of_gate(net.settings, decided.output, batch["target"]) - jnp.mean(batch["weight"] * picked)
+    return Learnt(value, new, decided.output, said[now, jnp.arange(len(now))])
 
 
 def followed(net: Net, best: jax.Array, positions: jax.Array, epoch: jax.Array) -> jax.Array:
-    """The expert int [B] that each image should go to: the `best` [B], as often as the epoch's share, else any of K."""
+    """The expert int [B] that each image should go to: the `best` [B], as often as the epoch's share, else any of K.
+
+    Epochs count from 1 (section 2.8), and `best_share` begins with epoch 0, as published.
+    """
     shares = jnp.asarray(net.settings.best_share, jnp.float32)
     share = jnp.interp(epoch.astype(jnp.float32), jnp.arange(len(shares), dtype=jnp.float32), shares)
 

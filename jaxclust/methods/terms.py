@@ -3,15 +3,38 @@
 All are over the batch of all devices. The published code has some of the signs turned around, and cannot run others.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxclust.ops.distances import normalize
 from jaxclust.runtime import AXIS
 
 SMALL = 1e-7
+
+
+Terms = Mapping[str, Callable[[], jax.Array]]
+"""Terms by their names in `config.clustnet`, where their weights are; one without a weight is not made."""
+
+
+def weighted(settings: ConfigDict, found: Terms, dtype: Any) -> jax.Array:
+    """The sum of the terms that have a weight."""
+    made = (settings[name] * term() for name, term in found.items() if settings[name])
+    return sum(made, jnp.zeros((), dtype))
+
+
+def of_gate(settings: ConfigDict, logits: jax.Array, target: jax.Array) -> jax.Array:
+    """The sum of those of a gate alone, of its logits [B, K] and the groups int [B]."""
+    p = jax.nn.softmax(logits)
+    found: Terms = {
+        "gate_entropy": lambda: -gate_entropy(p),
+        "diversity": lambda: -usage_entropy(p),
+        "group_diversity": lambda: -usage_entropy_of_groups(p, target),
+    }
+    return weighted(settings, found, p.dtype)
 
 
 def entropy(p: jax.Array) -> jax.Array:

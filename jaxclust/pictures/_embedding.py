@@ -15,16 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from jaxclust.config import did_you_mean
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split
 from jaxclust.data.subset import subset
-from jaxclust.errors import DataError
+from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import clustering
-from jaxclust.features.extract import extract
+from jaxclust.features.extract import compile_for, extract
 from jaxclust.pictures import Draw, Seen
 from jaxclust.report import figures
 from jaxclust.report.gallery import Gallery, Shown
 from jaxclust.report.workdir import newest_assignment
+from jaxclust.train.stage import layer_names
 
 FEWEST = 10  # images that a neighbourhood can be kept of
 NAMED = 30  # groups whose names have room
@@ -53,13 +55,21 @@ class Groups(NamedTuple):
     colour: NDArray[np.int64]  # of each group, places in a palette
 
 
-def drawing(seen: Seen, name: str, title: str, flatten: Flatten) -> Draw:
-    """What a picture's `prepare` gives back; DataError where there are no images, or fewer than ten."""
+def drawing(seen: Seen, name: str, title: str, flatten: Flatten, layer: str = "feature") -> Draw:
+    """What a picture's `prepare` gives back, of a layer's maps or of the features.
+
+    ConfigError where there is no such layer, DataError where there are no images, or fewer than ten.
+    """
+    known = ("feature",) if layer == "feature" else ("feature", *layer_names(seen.stage))
+    if layer not in known:
+        raise ConfigError(
+            f"config.report.{name}.layer={layer!r} is unknown{did_you_mean(layer, known)} There is: {', '.join(known)}."
+        )
     source = seen.source()
     size = min(split_of(seen, source)[1].size, seen.stage.config.report.sample)
     if size < FEWEST:
         raise DataError(f"{title} needs {FEWEST} images, and there are {size}")
-    return partial(draw, seen, source, name, title, flatten)
+    return partial(draw, seen, source, name, title, flatten, layer)
 
 
 def split_of(seen: Seen, source: Source) -> tuple[str, Split]:
@@ -69,12 +79,13 @@ def split_of(seen: Seen, source: Source) -> tuple[str, Split]:
     return "training", source.splits["train"]
 
 
-def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, folder: Path) -> Gallery:
+def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, layer: str, folder: Path) -> Gallery:
     """<name>.png, with `report.pixels` <name>-pixels.png, and the same with -dark for dark pages."""
     of, split = split_of(seen, source)
-    sample = sampled(seen, split, folder)
+    sample = sampled(seen, split, layer, folder)
     partly = partial_assignments(seen, sample.ids) if of == "training" else {}
     panels = colourings(sample, partly, source.class_names or ())
+    what = "features" if layer == "feature" else f"maps of {layer}"
     rows, shown = {name: sample.features}, []
     if sample.pixels is not None:
         rows[f"{name}-pixels"] = sample.pixels
@@ -82,11 +93,11 @@ def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, fo
         points = flatten(unit(of_images), seen.stage.config.seed)
         for suffix, theme in (("", figures.LIGHT), ("-dark", figures.DARK)):
             figures.save(scatter(points, panels, theme), folder / f"{file}{suffix}.png")
-        words = "" if len(rows) == 1 else "features" if file == name else "the pixels of the same images"
+        words = "" if len(rows) == 1 else what if file == name else "the pixels of the same images"
         shown.append(Shown(f"{file}.png", words, "", f"{file}-dark.png"))
     drawn = "All" if len(sample.ids) == split.size else "A sample of"
     caption = (
-        f"{drawn} {len(sample.ids):,} {of} images: features of neighbouring points are alike, by the cosine. Distances "
+        f"{drawn} {len(sample.ids):,} {of} images: {what} of neighbouring points are alike, by the cosine. Distances "
         "between groups and their sizes say little. "
     )
     if len(panels) > 1:
@@ -94,20 +105,22 @@ def draw(seen: Seen, source: Source, name: str, title: str, flatten: Flatten, fo
     return Gallery(title, caption, shown)
 
 
-def sampled(seen: Seen, split: Split, folder: Path) -> Sample:
-    """What is shown of `report.sample` images of a split."""
+def sampled(seen: Seen, split: Split, layer: str, folder: Path) -> Sample:
+    """What is shown of `report.sample` images of a split; features are those of `layer`, flat."""
     stage, state = seen.stage, seen.state
     rng = np.random.default_rng((stage.config.seed, 5))
     ids = np.sort(rng.permutation(split.size)[: stage.config.report.sample])
     part = subset(replace(split, labels=None), ids)
+    maps = lambda params, extra, images: stage.method.embed(params, extra, images, (layer,))[layer]  # noqa: E731
+    embed = stage.embed if layer == "feature" else compile_for(maps, stage.mesh)
     found = {
         name: extract(program, state.params, state.extra, part, stage.config, stage.mesh, folder, name)
-        for name, program in (("features", stage.embed), ("cluster", stage.predict))
+        for name, program in (("features", embed), ("cluster", stage.predict))
         if program is not None
     }
     labels = np.full(len(ids), -1) if split.labels is None else split.labels[ids]
     cluster = found["cluster"]["cluster"].array().astype(np.int64) if "cluster" in found else None
-    features = found["features"]["features"].array().astype(np.float32)
+    features = found["features"]["features"].array().reshape(len(ids), -1).astype(np.float32)
     pixels = (
         images_at(split, ids.astype(np.int32)).reshape(len(ids), -1).astype(np.float32)
         if stage.config.report.pixels

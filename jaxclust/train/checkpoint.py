@@ -101,25 +101,27 @@ class Checkpoints:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `method.fresh`; of one expert to each of several.
+        agree, but for those under a name in `method.fresh`; of one expert to each of several, and the convolutions of
+        an encoder to a gate where the snapshot has none.
         """
         self.check_body(like, method)
         step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
+        taken = {}
         for name, leaf in _arrays(like).items():
-            shape = tuple(saved[name].shape) if name in saved else ()
-            fits = name in saved and (
+            there = name if name in saved else name.replace(".gate.stack.", ".body.stack.")
+            shape = tuple(saved[there].shape) if there in saved else ()
+            fits = there in saved and (
                 shape == leaf.shape or ("experts" in name.split(".") and shape == (1, *leaf.shape[1:]))
             )
             if fits and not _under(name, method.fresh) and name.startswith(("state.params.", "state.extra.")):
-                wanted[name] = _target(leaf, shape)
+                wanted[there], taken[name] = _target(leaf, shape), there
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
-        taken = {name for name, target in wanted.items() if isinstance(target, jax.ShapeDtypeStruct)}
 
         def begun(path: tuple[Any, ...], leaf: Any) -> Any:
-            name = _name(path)
-            return jax.device_put(jnp.broadcast_to(arrays[name], leaf.shape), leaf.sharding) if name in taken else leaf
+            there = taken.get(_name(path))
+            return leaf if there is None else jax.device_put(jnp.broadcast_to(arrays[there], leaf.shape), leaf.sharding)
 
         restored: Snapshot = jax.tree_util.tree_map_with_path(begun, like)
         return restored

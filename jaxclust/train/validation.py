@@ -71,11 +71,14 @@ def judge(stage: Stage, state: TrainState, name: str, predictions: Predictions) 
 def _write_seen(stage: Stage, step: int) -> None:
     """The scores of the round that ends at `step`, as its steps saw them, in their order.
 
-    Images that only fill up the last batch of a pass are left out. DataError if files of rows are missing.
+    Of a round with a pass over the images that are trained on or more, whole passes: what only fills it up is left out.
+    DataError if files of rows are missing.
     """
     start, size, count = step - stage.lengths.round, stage.config.batch_size, stage.lengths.round
-    filled = count * size % stage.split.size
-    first, last = start * size, step * size - (filled if filled < size else 0)
+    groups = seen_labels(stage.method, stage.config, stage.info, stage.split)
+    known = stage.split.size if groups is None else int((groups >= 0).sum())
+    filled = count * size % known if count * size > known else 0
+    first, last = start * size, step * size - filled
     folder = stage.workdir / "rows" / stage.name
     parts = []
     for path in sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)):
@@ -85,8 +88,8 @@ def _write_seen(stage: Stage, step: int) -> None:
                 parts.append([file[name][own] for name in ("gate", "groups", "id")])
     if sum(len(ids) for *_, ids in parts) != last - first:
         raise DataError(f"{folder} has no longer what the steps {start:,} to {step:,} said of their images")
-    gate, groups, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    _write(stage, step, gate, groups, ids)
+    gate, log_probs, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    _write(stage, step, gate, log_probs, ids)
 
 
 def _write(stage: Stage, step: int, gate: np.ndarray, log_probs: np.ndarray, trained: np.ndarray | None = None) -> None:
