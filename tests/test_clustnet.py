@@ -566,7 +566,7 @@ def test_settings_that_cannot_work_are_refused_before_work_starts(overrides, wor
 def test_one_expert_data_without_classes_and_convolutions_of_vectors_are_refused():
     with pytest.raises(ConfigError, match="config.cluster.k=1 must be at least 2"):
         settings(cluster__k=1)
-    with pytest.raises(ConfigError, match="config.data.source='digits' has no classes; class folders are labels"):
+    with pytest.raises(ConfigError, match="config.data.source='digits:397' has no classes; class folders are labels"):
         methods.get(settings(), DIGITS._replace(num_classes=None))
     with pytest.raises(ConfigError, match="gate.layers=2 are convolutions of images, which are vectors; set it to 0"):
         methods.get(settings(clustnet__gate__layers=2), DIGITS._replace(image_shape=(64,)))
@@ -712,7 +712,7 @@ def test_a_gates_convolutions_may_be_those_of_an_autoencoder(tmp_path):
 
     donor, first = snapshot(settings("cae", stages="cae", **encoder)), snapshot(settings(**gate_))
     Checkpoints(tmp_path / "cae", keep=1).save(0, donor)
-    begun = Checkpoints(tmp_path / "cae").restore_body(first, ())
+    begun = Checkpoints(tmp_path / "cae").restore_body(first, methods.get(settings(**gate_), DIGITS))
     for given, taken, of_gate in (
         (donor.state.params, begun.state.params, first.state.params),
         (*(one.state.extra["batch_stats"] for one in (donor, begun, first)),),
