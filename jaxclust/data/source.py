@@ -8,7 +8,7 @@ from jaxclust import plugins
 from jaxclust.config import did_you_mean, for_stage, stage_names
 from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
-from jaxclust.data.subset import first, joined
+from jaxclust.data.subset import first, joined, with_validation
 from jaxclust.errors import ConfigError
 
 __all__ = ["Skipped", "Source", "Split", "files_of", "of_last_stage", "of_stage", "open_source", "read"]
@@ -29,7 +29,8 @@ def open_source(config: ConfigDict) -> Source:
 def read(data: ConfigDict) -> Source:
     """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are.
 
-    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them.
+    `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them; of these
+    images `data.hold_out` are "val".
 
     ConfigError on an unknown kind or split; DataError if the data are missing, malformed or worse than
     `data.max_skipped` allows.
@@ -45,11 +46,12 @@ def read(data: ConfigDict) -> Source:
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
     if train_classes := data.train_classes or getattr(module, "TRAIN_CLASSES", ""):
-        return disjoint(source, train_classes, names)
+        return with_validation(disjoint(source, train_classes, names), data.hold_out)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}
-    return source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes)
+    source = source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes)
+    return with_validation(source, data.hold_out)
 
 
 def of_stage(source: Source, config: ConfigDict, name: str) -> Source:

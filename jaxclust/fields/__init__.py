@@ -97,7 +97,7 @@ FIELDS: dict[str, Any] = {
     "log_every": duration("1 round", "how often metrics are written"),
     "eval_every": duration("never", "how often the evaluation runs during training"),
     "save_every": duration("1 round", "how often a checkpoint is saved"),
-    "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
+    "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept, beside the best on val"),
     "init_from": text(
         "",
         "workdir of a run whose body the first stage takes, or torch:FILE with weights of torchvision or timm; of a "
@@ -135,6 +135,13 @@ FIELDS: dict[str, Any] = {
             "",
             "classes that are trained on, of all splits, while the test has the others: '0,2,5-9' by place, names, "
             "'first:98', or a share such as '0.5'; empty: splits as they are",
+        ),
+        "hold_out": Field(
+            0.0,
+            lambda v: 0 <= v < 1,
+            "0 or more, under 1",
+            "share of the training images of each class that is not trained on but the split val, for methods that "
+            "learn from labels: with `eval_every` the state that finds its classes best is kept; 0: none",
         ),
         "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
         "stretch": flag(False, "whether images become squares whatever their aspect; else their middle is cut out"),
@@ -270,6 +277,9 @@ FIELDS: dict[str, Any] = {
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": name("clustering", "names of the evaluations, separated by commas"),
+        "step": number(
+            0, -1, math.inf, "the checkpoint that a job takes, or the nearest one; 0: the newest, -1: the best on val"
+        ),
         "nmi_average": choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
         "metric_groups": choice("true", ("upstream",), "groups: those of `groups`, or the published code's by `seed`"),
         "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),

@@ -80,6 +80,7 @@ def prepare(
     method = (make or methods.get)(config, info)
     labels = seen_labels(method, config, info, split)
     check_views(config, method)
+    _check_hold_out(config, method)
     suite.load(config)  # only to see that every evaluation exists
     mesh = runtime.mesh(config, devices)
     batch = example_batch(method, info, config.batch_size, config.views)
@@ -113,6 +114,18 @@ def prepare(
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def _check_hold_out(config: ConfigDict, method: Method) -> None:
+    """ConfigError if images are held out, which classes say, and the method may see none; a word if nobody looks."""
+    share = config.data.hold_out
+    if share and method.labels is None:
+        raise ConfigError(
+            f"config.data.hold_out={share} holds images out by their class, and config.method={config.method!r} learns "
+            "without labels; set it to 0"
+        )
+    if share and config.eval_every == "never":
+        warn_once(f"config.data.hold_out={share}, but config.eval_every='never': nothing is judged by these images")
 
 
 def _check_scores(config: ConfigDict, name: str, rows: Mapping[str, Any]) -> None:
