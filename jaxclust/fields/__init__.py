@@ -107,6 +107,9 @@ FIELDS: dict[str, Any] = {
         0.0, 0.0, math.inf, "noise added to what is so taken, as a share of half the length of an array"
     ),
     "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
+    "frozen_views": number(
+        0, 0, 64, "freeze_body: augmented copies of each training image that are kept; 0: all is as evaluation sees it"
+    ),
     "sweep": text("", "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5'; all combinations are trained"),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(

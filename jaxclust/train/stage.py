@@ -164,6 +164,7 @@ def check_colours(config: ConfigDict, shape: tuple[int, ...]) -> None:
 
 def check_views(config: ConfigDict, method: Method) -> None:
     """ConfigError unless `config.views` has every view that the method needs, with a number and crops it can use."""
+    _check_copies(config, method)
     for name in method.views:
         if name not in config.views:
             raise ConfigError(f"config.views has no section {name!r}, which method {config.method!r} needs")
@@ -178,6 +179,14 @@ def check_views(config: ConfigDict, method: Method) -> None:
                 f"config.views.{name}.crop_area={view.crop_area} is the smallest share of a crop and must not be more "
                 f"than the largest, config.views.{name}.crop_area_max={view.crop_area_max}"
             )
+
+
+def _check_copies(config: ConfigDict, method: Method) -> None:
+    if config.frozen_views and config.freeze_body and len(method.views) != 1:
+        raise ConfigError(
+            f"config.frozen_views={config.frozen_views}: copies are kept of one view, and config.method="
+            f"{config.method!r} has {len(method.views)} ({', '.join(method.views)}); set it to 0"
+        )
 
 
 def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split) -> np.ndarray | None:
