@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust import hosts
+from jaxclust import hosts, methods
 from jaxclust.cluster import warn_once
 from jaxclust.config import stage_names
 from jaxclust.data.pipeline import images_at
@@ -62,9 +62,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def is_bare(config: ConfigDict) -> bool:
     """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body, and steps or
     a solution without any."""
-    solved = config.method == "dscl" and config.dscl.solver == "closed_form"
-    trains = config.freeze_body and (config.rounds or config.steps or solved)
-    return config.data.source.partition(":")[0] == "features" and not trains
+    if config.data.source.partition(":")[0] != "features":
+        return False
+    return not (config.freeze_body and (config.rounds or config.steps or methods.solves(config)))
 
 
 def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainState, Source]:
