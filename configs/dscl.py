@@ -45,6 +45,7 @@ def digits(config: ConfigDict) -> None:
     config.optimizer.body.lr, config.optimizer.top.lr = 5e-4, 1e-3
     config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
     config.steps, config.refresh_every, config.log_every = 200, "20 steps", "5 steps"
+    config.eval_every = "20 steps"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
 
@@ -59,6 +60,7 @@ def tiny(config: ConfigDict) -> None:
     config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 800, 400, 20
     config.dscl.bn = "small_batch"
     config.steps, config.refresh_every, config.log_every = 150, "10 steps", "1 step"
+    config.eval_every = "50 steps"
     config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
@@ -77,6 +79,7 @@ def cars196(config: ConfigDict) -> None:
     config.batch_size, config.eval_batch_size, config.dscl.vector_size = 6000, 64, 98
     config.dscl.small_batch_size, config.dscl.bn, config.dscl.ridge = 60, "frozen", 0.0
     config.steps, config.refresh_every, config.log_every = 400, "10 steps", "1 step"
+    config.eval_every = "50 steps"
     config.optimizer.top.name, config.optimizer.top.lr = "adam", 1e-3
     config.optimizer.body.schedule = config.optimizer.top.schedule = "none"
     view = config.views.train

@@ -31,7 +31,7 @@ def made(**fields):
     fields = {
         "data__train_classes": "", "batch_size": 48, "eval_batch_size": 48, "dscl__small_batch_size": 8,
         "model__blocks": 1, "model__width": 4, "model__dim": 12, "runtime__devices": 1, "dscl__bn": "frozen",
-        "dscl__ridge": 0.0, **fields,
+        "dscl__ridge": 0.0, "eval_every": "never", **fields,
     }  # fmt: skip
     return with_settings(config, **fields)
 
@@ -391,8 +391,9 @@ def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_
     for variant in ("", "tiny", "cars196", "cars196,closed_form", "seed", "smoke"):
         config = get_config(variant)
         assert config.report.pictures == "views,neighbours,spectral,projector"
-        assert config.evaluate.readouts == "raw,l2,spectral,njw"
+        assert config.evaluate.readouts == "raw,l2,spectral,njw" and config.eval_every != "never"
     assert get_config("seed").data.cache_bytes > 16_185 * 342 * 342 * 3
+    prepared(get_config(""), tmp_path)  # also where there are eight devices, as here
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         ready(tmp_path)
@@ -427,6 +428,9 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
         assert 0 < record["train/loss"] < 60 and record["train/gradient_norm"] > 0 and record["train/skipped"] == 0
     results = json.loads((workdir / "results.json").read_text())
     assert (results["step"], results["test/queries"]) == (3, 196) and "untrained/test/r@1" in results
+    assert run("--job=report", f"--workdir={workdir}", "--config.report.sample=60") == 0
+    drawn = {path.parent.name for path in (workdir / "pictures").glob("*/*.png")}
+    assert drawn == {"views", "neighbours", "spectral", "projector"}
 
 
 @pytest.mark.slow
