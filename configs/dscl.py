@@ -2,10 +2,16 @@
 
 python -m jaxclust.main --config=configs/dscl.py
 python -m jaxclust.main --config=configs/dscl.py:tiny --config.data.source=folder:TINYNET
-python -m jaxclust.main --config=configs/dscl.py:cars196 --config.data.source=cars196:FOLDER
-python -m jaxclust.main --config=configs/dscl.py:cars196,closed_form --config.data.source=cars196:FOLDER
-python -m jaxclust.main --config=configs/dscl.py:seed --config.data.source=cars196:FOLDER
+python -m jaxclust.main --config=configs/dscl.py:cars196 --config.data.source=cars196:FOLDER \
+    --config.init_from=torch:inception_v3.pth
+python -m jaxclust.main --config=configs/dscl.py:cars196,closed_form --config.data.source=cars196:FOLDER \
+    --config.init_from=torch:inception_v3.pth
+python -m jaxclust.main --config=configs/dscl.py:seed --config.data.source=cars196:FOLDER \
+    --config.init_from=torch:inception_v3.pth
 python -m jaxclust.main --config=configs/dscl.py:smoke
+
+Weights of Inception v3 trained on ImageNet (docs/pretrained.md) are what the last layer of cars196 and seed stands on.
+`--job=report --workdir=RUN` draws what is seen and what is found.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = config.stages = "dscl"
     config.sampler = "pk"
     config.evaluate.suite, config.evaluate.untrained = "readouts", True
+    config.evaluate.readouts = "raw,l2,spectral,njw"
+    config.report.pictures = "views,neighbours,spectral,projector"
     config.rounds = 0
     digits(config)
     variants = {
@@ -33,9 +41,11 @@ def digits(config: ConfigDict) -> None:
     config.data.source, config.data.train_classes = "digits", "0-4"
     config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 500, 500, 5
     config.dscl.bn, config.dscl.ridge = "small_batch", 0.1
+    config.runtime.devices = 1  # of which one has the whole small batch
     config.optimizer.body.lr, config.optimizer.top.lr = 5e-4, 1e-3
     config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
     config.steps, config.refresh_every, config.log_every = 200, "20 steps", "5 steps"
+    config.eval_every = "20 steps"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 15.0, 0.2, 12.0, 0.125
 
@@ -44,11 +54,13 @@ def tiny(config: ConfigDict) -> None:
     """The first 20 classes of a part of Tiny-ImageNet, seen at 32 x 32 by a ResNet-18; 19 others are searched."""
     config.data.source, config.data.train_classes = "folder:tinynet", "first:20"
     config.data.image_size, config.data.channels = 32, 3
+    config.runtime.devices = 0
     config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.model.name, config.model.stem, config.model.width = "resnet18", "small", 32
     config.batch_size, config.dscl.small_batch_size, config.dscl.vector_size = 800, 400, 20
     config.dscl.bn = "small_batch"
     config.steps, config.refresh_every, config.log_every = 150, "10 steps", "1 step"
+    config.eval_every = "50 steps"
     config.optimizer.body.schedule = config.optimizer.top.schedule = "cosine"
     view = config.views.train
     view.rotate, view.scale, view.shear, view.translate = 0.0, 0.0, 0.0, 0.0
@@ -60,12 +72,14 @@ def cars196(config: ConfigDict) -> None:
     config.data.source, config.data.train_classes = "cars196:data/cars196", "first:98"
     config.data.image_size, config.data.channels, config.data.num_images = 299, 3, 8_054
     config.data.stretch = True
+    config.data.cache_bytes = 6 * 2**30  # all crops of 342 x 342
     config.data.mean, config.data.std = (0.5,), (0.5,)
     config.model.name = "inception_v3"
-    config.freeze_body = True
+    config.freeze_body, config.frozen_views, config.runtime.devices = True, 4, 0
     config.batch_size, config.eval_batch_size, config.dscl.vector_size = 6000, 64, 98
     config.dscl.small_batch_size, config.dscl.bn, config.dscl.ridge = 60, "frozen", 0.0
     config.steps, config.refresh_every, config.log_every = 400, "10 steps", "1 step"
+    config.eval_every = "50 steps"
     config.optimizer.top.name, config.optimizer.top.lr = "adam", 1e-3
     config.optimizer.body.schedule = config.optimizer.top.schedule = "none"
     view = config.views.train
@@ -75,7 +89,7 @@ def cars196(config: ConfigDict) -> None:
 
 def end_to_end(config: ConfigDict) -> None:
     """The body learns too, slowly."""
-    config.freeze_body = False
+    config.freeze_body, config.frozen_views = False, 0
     config.batch_size = 1260
     config.dscl.small_batch_size = 70
     config.optimizer.body.name, config.optimizer.body.lr = "adam", 1e-5
@@ -84,7 +98,7 @@ def end_to_end(config: ConfigDict) -> None:
 
 def closed_form(config: ConfigDict) -> None:
     """The last layer is solved for, without a step, on all images."""
-    config.freeze_body = True
+    config.freeze_body, config.frozen_views = True, 0
     config.rounds = config.steps = 0
     config.dscl.solver, config.dscl.ridge = "closed_form", 1e-2
 

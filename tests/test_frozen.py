@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from small import few_digits, few_vectors, prepared, run, smaller_config, trained
 
+from jaxclust import methods
 from jaxclust.data.feature_file import open_npy
 from jaxclust.data.pipeline import exact_batches, train_batches
 from jaxclust.errors import ConfigError, DataError
@@ -143,12 +144,53 @@ def test_a_file_of_features_of_other_images_is_refused(donor, tmp_path):
     np.testing.assert_array_equal(frozen.with_features(stage, None, restored=True).split.images, kept.images)
     fewer = stage._replace(split=few_digits(30).splits["train"])
     turned = stage._replace(split=replace(stage.split, name_of=lambda id: stage.split.name_of(39 - id)))
-    for other, words in ((fewer, "its 40 rows are of split 'train', and this stage has 30"), (turned, "another order")):
+    for other, words in ((fewer, "its 40 rows are not of this stage's 30"), (turned, "another order")):
         with pytest.raises(DataError, match=rf"features/deepcluster.npy: .*{words}.*config.data.train"):
             frozen.with_features(other, None, restored=True)
     np.save(tmp_path / "features" / "deepcluster.npy", kept.images[:7])
     with pytest.raises(DataError, match="its 7 rows"):
         frozen.with_features(stage, None, restored=True)
+
+
+def test_a_step_draws_from_the_features_of_views_and_evaluation_does_not(tmp_path):
+    size, views = 70, 3
+    config = smaller_config(
+        method="supervised", freeze_body=True, frozen_views=views, eval_batch_size=32, model__blocks=1,
+        views__train__rotate=0.0, views__train__scale=0.0, views__train__shear=0.0, views__train__translate=0.0,
+        views__train__crop_area=0.3,
+    )  # fmt: skip
+    stage = prepared(config, tmp_path, few_digits(size))
+    state = stage.first().state
+    kept = frozen.with_features(stage, state, restored=False).split
+
+    def batches(split, view, steps=1):
+        order, zeros = np.tile(np.arange(size, dtype=np.int32), steps), np.zeros(size, np.int32)
+        return train_batches(
+            split, {"train": view}, order, zeros, zeros + 1.0, start_position=0, first_step=0, last_step=steps,
+            batch_size=size, seed=config.seed, stage_index=0,
+        )  # fmt: skip
+
+    (seen,) = batches(stage.split, {**config.views.train, "number": views})
+    (plain,) = exact_batches(stage.split, size)
+    features = [
+        np.asarray(stage.method.embed(state.params, state.extra, images))
+        for images in (plain["image"], *seen["views"]["train"].swapaxes(0, 1))
+    ]
+    np.testing.assert_allclose(next(iter(exact_batches(kept, size)))["image"], features[0], rtol=1e-4, atol=1e-5)
+    drawn = np.stack([batch["views"]["train"] for batch in batches(kept, config.views.train, 8)])
+    distance = np.stack([np.abs(drawn - of_view).max(axis=2) for of_view in features])
+    nearest = distance.argmin(axis=0)
+    assert distance.min(axis=0).max() < 1e-4 and np.partition(distance, 1, axis=0)[1].min() > 1e-3
+    assert (np.bincount(nearest.ravel(), minlength=4)[1:] > 120).all() and nearest.min() == 1
+    assert (np.ptp(nearest, axis=0) > 0).mean() > 0.9  # another view in another pass
+
+
+def test_copies_of_several_views_are_refused(tmp_path, monkeypatch):
+    get = methods.get
+    monkeypatch.setattr(methods, "get", lambda config, info: get(config, info)._replace(views=("train", "train")))
+    config = smaller_config(freeze_body=True, frozen_views=2)
+    with pytest.raises(ConfigError, match="frozen_views=2: copies are kept of one view"):
+        prepared(config, tmp_path, few_digits())
 
 
 def test_a_file_of_features_from_before_the_first_checkpoint_is_not_trusted(donor, tmp_path):

@@ -241,9 +241,23 @@ def test_the_official_counts_are_checked_where_the_table_is_as_long(tmp_path, mo
         assert open_source(config_of(place)).splits["test"].size == 4
     assert "official" not in caplog.text
     monkeypatch.setattr(cars196, "PARTS", (4, 3))
-    with pytest.raises(DataError, match="the first 98 have 3 images and the others 4; in the official table"):
+    with pytest.raises(DataError, match="the first 98 have 3 images and the others 4; of the official 196"):
         open_source(config_of(place))
     assert (cars196.FIELDS[0], cars196.TRAIN_CLASSES) == ("relative_im_path", "first:98")
+
+
+def test_labels_of_arrays_that_are_renumbered_are_said(tmp_path, caplog):
+    images, rows = np.zeros((4, 8, 8), np.uint8), np.ones((4, 3), np.float32)
+    for name, labels in {"plain": [0, 1, 2, 1], "gaps": [5, 1, 9, 1]}.items():
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.array(labels))
+        np.savez(tmp_path / f"{name}-rows.npz", features=rows, labels=np.array(labels))
+        for place in (f"npz:{tmp_path / name}.npz", f"features:{tmp_path / name}-rows.npz"):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                source = open_source(config_of(place))
+            said = ["labels from 1 to 9, of 3 classes, are numbered from 0 on"] if name == "gaps" else []
+            assert [record.getMessage().partition(": ")[2] for record in caplog.records] == said
+    assert source.splits["train"].labels.tolist() == [1, 0, 2, 0] and source.class_names == ("1", "5", "9")
 
 
 def test_a_folder_that_is_none_of_cars_is_refused(tmp_path):

@@ -71,7 +71,8 @@ PICTURES = ["gradient_ascent.py", "--idim", "--niter", "--step", "--sig", "activ
 DSCL = [
     "--data_dir", "--dataset", "--width_size", "--channels", "--label_size", "--vector_size", "--large_batch_size",
     "--small_batch_size", "--large_batch_epoch", "--dropout_rate", "--fine_tune", "test.py", "--save_as_numpy", "--eps",
-    "CustomDataset", "car_ims_cropped",
+    "CustomDataset", "car_ims_cropped", "train.py --lr", "train.py --model", "test.py --k",
+    "test.py --large_batch_epoch", "fc-<step>", "opt.txt", "loss_log.txt",
     "--display_winsize", "--display_id", "--display_port", "--display_single_pane_ncols", "--plot_freq",
     "--print_small_batch", "--num_preprocess_workers", "--gpu_ids", "--ckpt_dir", "--test_dir",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from jaxclust.data.decode import decode
 from jaxclust.data.pipeline import exact_batches, train_batches
 from jaxclust.data.records import open_records
 from jaxclust.data.source import open_source
+from jaxclust.data.sources import cars196
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.runtime import tensorflow
 
@@ -471,6 +472,20 @@ def test_what_has_no_image_is_refused_before_it_is_downloaded(tmp_path, capsys):
     with pytest.raises(DataError, match="no image, only .*sex"):
         _open(tmp_path, "titanic")
     assert capsys.readouterr().out == ""
+
+
+def test_the_official_counts_of_cars_are_checked_where_all_images_are_there(tmp_path, monkeypatch):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    records = [{"image": pixels, "label": label} for label in (0, 1, 1, 2)]
+    _write(tmp_path, {"train": records[:3], "test": records[3:]}, _features(), name="cars196")
+    _open(tmp_path, "cars196")  # of four images nothing is known
+    monkeypatch.setattr(cars196, "IMAGES", 4)
+    monkeypatch.setattr(cars196, "CLASSES", 3)
+    monkeypatch.setattr(cars196, "PARTS", (4, 0))
+    _open(tmp_path, "cars196")
+    monkeypatch.setattr(cars196, "PARTS", (3, 1))
+    with pytest.raises(DataError, match="the first 98 have 4 images and the others 0; of the official 196 .* 3 and 1"):
+        _open(tmp_path, "cars196")
 
 
 # --- the command line

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jaxclust.data.decode import convert, reduced
+from jaxclust.data.numbering import say_renumbered
 from jaxclust.data.split import Source, from_array, image_side, reduced_side
 from jaxclust.errors import DataError
 
@@ -31,6 +32,7 @@ def make_source(name: str, splits: Mapping[str, Arrays], settings: ConfigDict) -
     channels = settings.channels or (1 if grey else 3)
     values = [s.labels for s in splits.values() if s.labels is not None]
     classes = np.unique(np.concatenate(values)) if values else np.array([])
+    say_renumbered(name, classes.tolist())
     made = {}
     for split, (images, labels) in splits.items():
         prefix = f"{name}/{split}" if len(splits) > 1 else name

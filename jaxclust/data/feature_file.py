@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from tensorflow import Tensor
 
 
-def open_npy(path: Path, name_of: Callable[[int], str], cache_bytes: float) -> Split:
-    """The rows float32 [N, D] of `path`, in memory if they take at most `cache_bytes`; DataError on another content."""
+def open_npy(path: Path, name_of: Callable[[int], str], cache_bytes: float, parts: int = 1) -> Split:
+    """The rows float32 [N, D] of `path`, in memory if they take at most `cache_bytes`; DataError on another content.
+
+    A row may be of several `parts`, [N, parts * D], that become rows of their own, one after the other.
+    """
     matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     if matrix.ndim != 2 or matrix.dtype != np.float32 or not matrix.flags.c_contiguous:
         raise DataError(f"{path}: holds {matrix.dtype} {matrix.shape}; it must be float32 [N, D] in rows")
+    matrix = matrix.reshape(len(matrix) * parts, -1)
     size, width = matrix.shape
     if matrix.nbytes <= cache_bytes:
         return from_array(np.array(matrix), (width,), name_of)

@@ -14,6 +14,7 @@ from jaxclust.config import did_you_mean
 from jaxclust.data.decode import Box, Header, scan
 from jaxclust.data.image_files import Files, Skips, make_splits, scan_parts
 from jaxclust.data.listing import HELD_OUT
+from jaxclust.data.numbering import say_renumbered
 from jaxclust.data.split import Source
 from jaxclust.errors import ConfigError, DataError
 
@@ -97,10 +98,7 @@ def number_classes(table: Path, values: Sequence[Any]) -> tuple[list[int], tuple
         place = {text: i for i, text in enumerate(names)}
         return [-1 if text is None else place[text] for text in texts], tuple(names)
     order = sorted({number for number in numbers if number is not None})
-    if order != list(range(len(order))):
-        _logger.warning(
-            "%s: labels from %d to %d, of %d classes, are numbered from 0 on", table, order[0], order[-1], len(order)
-        )
+    say_renumbered(table, order)
     places = {number: i for i, number in enumerate(order)}
     return [-1 if number is None else places[number] for number in numbers], tuple(map(str, order)) or None
 

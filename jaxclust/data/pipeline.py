@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jaxclust.data import transforms, vectors
 from jaxclust.data.split import Split
-from jaxclust.data.view import View, copies, make_view, philox_key, uniforms
+from jaxclust.data.view import PER_COUNTER, View, copies, make_view, philox_key, uniforms
 from jaxclust.data.view import shape as view_shape
 from jaxclust.errors import DataError
 from jaxclust.runtime import tensorflow
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
+OF_COPIES = 1000  # in place of the number of a view's copy: draws that say which copy of an image is seen
 PREFETCHED = 2  # batches that are ready before they are asked for
 
 
@@ -153,7 +154,10 @@ def _train_graphs(split: Split, views: tuple[tuple[str, View], ...], local: int)
     def crops(first: Tensor, count: int, fed: _Round) -> Batch:
         position = first + tf.range(count, dtype=tf.int64)
         id = tf.gather(fed.order, position - fed.start)
-        images = split.gather(id) if split.gather else split.load(id[0])[None]
+        if split.draw:
+            images = split.draw(id, uniforms(fed.keys[0], first, count, (PER_COUNTER,), OF_COPIES)[:, 0])
+        else:
+            images = split.gather(id) if split.gather else split.load(id[0])[None]
         cropped = {}
         for i, (name, view) in enumerate(views):
             u = _draws(fed.keys[i], first, count, blocks, view)

@@ -9,7 +9,7 @@ from jaxclust import plugins
 from jaxclust.config import did_you_mean, for_stage, stage_names
 from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
-from jaxclust.data.subset import first, joined, subset
+from jaxclust.data.subset import first, joined, subset, with_validation
 from jaxclust.errors import ConfigError
 
 __all__ = ["Skipped", "Source", "Split", "files_of", "of_last_stage", "of_stage", "open_source", "read"]
@@ -31,7 +31,7 @@ def read(data: ConfigDict) -> Source:
     """Opens `data.source`, KIND or KIND:PLACE, and fixes which images there are.
 
     `data.train` says which splits of it are "train", or `data.train_classes` which classes of all of them, and
-    `data.train_images` how many of these images.
+    `data.train_images` how many of these images; of those `data.hold_out` are "val".
 
     ConfigError on an unknown kind or split; DataError if the data are missing, malformed or worse than
     `data.max_skipped` allows.
@@ -47,11 +47,15 @@ def read(data: ConfigDict) -> Source:
                 f"{did_you_mean(name, source.splits)} There is: {', '.join(source.splits)}."
             )
     if train_classes := data.train_classes or getattr(module, "TRAIN_CLASSES", ""):
-        return some(disjoint(source, train_classes, names), data.train_images)
+        return _parted(disjoint(source, train_classes, names), data)
     parts = {name: source.splits[name] for name in names}
     others = {name: split for name, split in source.splits.items() if name not in {*parts, "train"}}
     sizes = {name: split.size for name, split in parts.items()}
-    return some(source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes), data.train_images)
+    return _parted(source._replace(splits={"train": joined([*parts.values()]), **others}, parts=sizes), data)
+
+
+def _parted(source: Source, data: ConfigDict) -> Source:
+    return with_validation(some(source, data.train_images), data.hold_out)
 
 
 def some(source: Source, count: int) -> Source:

@@ -33,9 +33,10 @@ class Split:
 
     `load` maps an int scalar id to uint8 [h, w, C] and `gather` maps ids [B] to uint8 [B, H, W, C]
     (None unless all images lie in memory in one size); both are graph code. `images` is the memory
-    behind `gather`. `image_shape` is what the pipeline makes of every image, [S, S, C]; for vectors it
-    is [D] and all the above is float32. `labels` are for
-    evaluation only: nothing in `pipeline` reads them.
+    behind `gather`. Where there are several copies of each image, `draw` takes the place of `gather`
+    in training: it maps ids [B] and numbers [B] in [0, 1), which say what copies. `image_shape` is
+    what the pipeline makes of every image, [S, S, C]; for vectors it is [D] and all the above is
+    float32. `labels` are for evaluation only: nothing in `pipeline` reads them.
     """
 
     size: int
@@ -46,6 +47,7 @@ class Split:
     images: NDArray[Any] | None = None
     paths: list[str] | None = None
     labels: NDArray[np.int32] | None = None
+    draw: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def path(self, id: int) -> str:
         """The file of image `id` relative to its source, or a name such as "digits/17"."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust.data import transforms
-from jaxclust.data.split import Split, aligned, from_array, reduced_side
-from jaxclust.errors import DataError
+from jaxclust.data.split import Source, Split, aligned, from_array, reduced_side
+from jaxclust.errors import ConfigError, DataError
 from jaxclust.runtime import tensorflow
 
 if TYPE_CHECKING:
@@ -115,6 +115,30 @@ def hold_out(labels: NDArray[np.int32], share: float, seed: tuple[int, ...]) -> 
         members = rng.permutation(np.flatnonzero(labels == label))
         held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     return held
+
+
+def with_validation(source: Source, share: float) -> Source:
+    """The source where about `share` of the training images of each class are a split "val" of their own; 0: as it is.
+
+    Which they are depends on the labels alone; images of unknown class are trained on. ConfigError if training images
+    have no labels, or no two that are held out share a class, so that none could be found by another.
+    """
+    if not share:
+        return source
+    train = source.splits["train"]
+    labels = np.full(train.size, -1, np.int32) if train.labels is None else train.labels
+    held = hold_out(labels, share, (0,))
+    if np.bincount(labels[held], minlength=1).max() < 2:
+        raise ConfigError(
+            f"config.data.hold_out={share} holds out {held.sum()} of the {train.size:,} training images of "
+            f"{source.name}, of no class two: nothing can be found among them. Give a larger share"
+            + ("; the images have no labels" if train.labels is None else "")
+        )
+    ends = np.cumsum([*source.parts.values()])
+    kept = (int(part.sum()) for part in np.split(~held, ends[:-1]))
+    train, val = subset(train, np.flatnonzero(~held)), subset(train, np.flatnonzero(held))
+    splits = {"train": train, "val": val, **{name: split for name, split in source.splits.items() if name != "train"}}
+    return source._replace(splits=splits, parts=dict(zip(source.parts, kept, strict=True)))
 
 
 def with_border(split: Split) -> Split:

@@ -106,7 +106,7 @@ FIELDS: dict[str, Any] = {
     "log_every": duration("1 round", "how often metrics are written"),
     "eval_every": duration("never", "how often the evaluation runs during training"),
     "save_every": duration("1 round", "how often a checkpoint is saved"),
-    "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept"),
+    "keep_checkpoints": number(2, 1, math.inf, "newest checkpoints of a stage that are kept, beside the best on val"),
     "init_from": text(
         "",
         "workdir of a run whose body the first stage takes, or torch:FILE with weights of torchvision or timm; of a "
@@ -116,6 +116,9 @@ FIELDS: dict[str, Any] = {
         0.0, 0.0, math.inf, "noise added to what is so taken, as a share of half the length of an array"
     ),
     "freeze_body": flag(False, "whether the body stays as it is; its features are then computed once and kept"),
+    "frozen_views": number(
+        0, 0, 64, "freeze_body: augmented copies of each training image that are kept; 0: all is as evaluation sees it"
+    ),
     "sweep": text("", "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5'; all combinations are trained"),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
@@ -148,6 +151,13 @@ FIELDS: dict[str, Any] = {
             "'first:98', or a share such as '0.5'; empty: splits as they are",
         ),
         "train_images": number(0, 0, math.inf, "random images of these that are trained on, always the same; 0: all"),
+        "hold_out": Field(
+            0.0,
+            lambda v: 0 <= v < 1,
+            "0 or more, under 1",
+            "share of the training images of each class that is not trained on but the split val, for methods that "
+            "learn from labels: with `eval_every` the state that finds its classes best is kept; 0: none",
+        ),
         "box_crop": flag(True, "whether of an image with a box only what is in it is seen (table, cars196, tfds)"),
         "stretch": flag(False, "whether images become squares whatever their aspect; else their middle is cut out"),
         "image_size": number(0, 0, 4096, "side in pixels; 0: the images' own up to 64, else 64"),
@@ -282,6 +292,9 @@ FIELDS: dict[str, Any] = {
     "optimizer": Each(_OPTIMIZER, ("body", "top")),
     "evaluate": {
         "suite": name("clustering", "names of the evaluations, separated by commas"),
+        "step": number(
+            0, -1, math.inf, "the checkpoint that a job takes, or the nearest one; 0: the newest, -1: the best on val"
+        ),
         "nmi_average": choice("arithmetic", ("geometric",), "mean of the entropies that NMI divides by"),
         "metric_groups": choice("true", ("upstream",), "groups: those of `groups`, or the published code's by `seed`"),
         "silhouette_sample": number(2000, 10, 100_000, "images that the silhouette is measured on"),

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust import hosts
+from jaxclust import hosts, methods
+from jaxclust.cluster import warn_once
 from jaxclust.config import stage_names
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split, of_last_stage, open_source
@@ -29,7 +30,7 @@ from jaxclust.methods.base import DataInfo, TrainState
 from jaxclust.report import retrieval as retrieval_table
 from jaxclust.report.workdir import newest_assignment
 from jaxclust.runtime import stop_signal
-from jaxclust.train import devices, loop, probes
+from jaxclust.train import devices, loop, probes, validation
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
@@ -45,7 +46,7 @@ Predictions = dict[str, np.ndarray]
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Evaluates the newest checkpoint of the last stage, or a file of features, and rewrites results.json."""
+    """Evaluates a checkpoint of the last stage, or a file of features, and rewrites results.json."""
     if is_bare(config):
         stage, state, source = cluster_vectors(config, workdir)
     else:
@@ -63,9 +64,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def is_bare(config: ConfigDict) -> bool:
     """Whether vectors are to be judged that nothing learns from: a training on vectors has a frozen body, and steps or
     a solution without any."""
-    solved = config.method == "dscl" and config.dscl.solver == "closed_form"
-    trains = config.freeze_body and (config.rounds or config.steps or solved)
-    return config.data.source.partition(":")[0] == "features" and not trains
+    if config.data.source.partition(":")[0] != "features":
+        return False
+    return not (config.freeze_body and (config.rounds or config.steps or methods.solves(config)))
 
 
 def cluster_vectors(config: ConfigDict, workdir: Path) -> tuple[Stage, TrainState, Source]:
@@ -110,7 +111,8 @@ def check_probes(stage: Stage) -> None:
 
 
 def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, TrainState]:
-    """The last stage of a workdir, to work on `split`, and its newest state; ConfigError if there is no checkpoint."""
+    """The last stage of a workdir, to work on `split`, and the state that `config.evaluate.step` asks for; ConfigError
+    if there is no checkpoint."""
     name = stage_names(config)[-1]
     folder = workdir / "checkpoints" / name
     if not Checkpoints.exist(folder):
@@ -119,7 +121,29 @@ def restore(config: ConfigDict, workdir: Path, split: Split) -> tuple[Stage, Tra
     if used is not None and not config.runtime.devices and hosts.count() == 1 and used <= len(jax.devices()):
         config = devices.with_devices(config, used)  # another number would change last bits
     stage = prepare(config, name, split, workdir_lib.data_info(workdir), workdir)
-    return stage, Checkpoints(folder).restore(stage.first(), stage.method.fresh).state
+    checkpoints = Checkpoints(folder)
+    return stage, checkpoints.restore(stage.first(), stage.method.fresh, _step(checkpoints, config)).state
+
+
+def _step(checkpoints: Checkpoints, config: ConfigDict) -> int | None:
+    """The step of the checkpoint that `config.evaluate.step` asks for, None: the newest.
+
+    Where it was not kept the nearest is taken, of two as near the later one, which is said with all there are.
+    """
+    asked, steps = config.evaluate.step, checkpoints.steps()
+    if asked >= 0:
+        step = min(steps, key=lambda step: (abs(step - asked), -step)) if asked else None
+        if asked and step != asked:
+            there = ", ".join(f"{step:,}" for step in steps)
+            warn_once(f"config.evaluate.step={asked}: no such checkpoint; step {step:,} is taken of {there}")
+        return step
+    best = checkpoints.best()
+    if best is None:
+        raise ConfigError(
+            f"config.evaluate.step={asked} asks for the best checkpoint, and none was judged: that takes "
+            "config.data.hold_out and config.eval_every in the training"
+        )
+    return best.step
 
 
 def write_results(stage: Stage, state: TrainState, source: Source, seconds: float | None) -> dict[str, Any]:
@@ -145,6 +169,9 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
         results |= compare(stage, images)
         if stage.config.evaluate.save_retrieval:
             save_retrieval(stage.workdir / "retrieval.npz", images, stage.config)
+    folder = stage.workdir / "checkpoints" / stage.name
+    best = Checkpoints(folder).best() if Checkpoints.exist(folder) else None
+    results |= {} if best is None else {"best/step": best.step, f"best/{validation.SELECTING}": best.value}
     results |= {
         "images": sum(split.size for split in source.splits.values()),
         "skipped": len(source.skipped),

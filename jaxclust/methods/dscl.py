@@ -46,8 +46,14 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     f = classifier.classifier(config, info)
     d = config.dscl.vector_size or info.num_classes
     _check(config, info, d)
+    if config.freeze_body and len(info.image_shape) == 3 and not (config.init_from or info.files or info.begun):
+        warn_once(
+            f"config.freeze_body=True and config.init_from='': the frozen {config.model.name} is drawn at random, and "
+            "the last layer learns from what it happens to see. Give it weights, config.init_from=torch:FILE "
+            "(docs/pretrained.md) or a workdir"
+        )
     net = embedding.build(config, f, d)
-    solved = config.dscl.solver == "closed_form"
+    solved = solves(config)
     return Method(
         init=partial(embedding.init, net),
         loss=partial(loss, net, info.num_classes),
@@ -59,6 +65,11 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         class_size=2,
         body=partial(classifier.embed, f),
     )
+
+
+def solves(config: ConfigDict) -> bool:
+    """Whether the last layer is solved for, without a step."""
+    return bool(config.dscl.solver == "closed_form")
 
 
 def _check(config: ConfigDict, info: DataInfo, d: int) -> None:

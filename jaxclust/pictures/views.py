@@ -30,7 +30,7 @@ def prepare(seen: Seen) -> Draw:
     """DataError where there are no images, or the stage learns from kept features of them as they are."""
     if len(seen.stage.info.image_shape) != 3:
         raise DataError("the run is on vectors, of which there are no images to show")
-    if seen.stage.config.freeze_body:
+    if seen.stage.config.freeze_body and not seen.stage.config.frozen_views:
         raise DataError(f"stage {seen.stage.name!r} has config.freeze_body=True and sees all images as they are")
     return partial(draw, seen, seen.source())
 

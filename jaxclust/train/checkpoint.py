@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preserved
 
 from jaxclust import hosts
 from jaxclust.errors import ConfigError
@@ -20,11 +21,19 @@ class Snapshot(NamedTuple):
     targets: Targets
 
 
+class Judged(NamedTuple):
+    """A step, and how good its state is: more is better."""
+
+    step: int
+    value: float
+
+
 class Checkpoints:
     """The checkpoints of one stage, `folder`/<step>/, each a flat dict of named arrays.
 
-    Who saves says how many to `keep`; without it they are only read, be it while another process saves. All hosts
-    write them together; they can be restored onto any number of devices and hosts.
+    Who saves says how many to `keep`, beside the best of those that were judged; without it they are only read, be it
+    while another process saves. All hosts write them together; they can be restored onto any number of devices and
+    hosts.
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
@@ -32,7 +41,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=keep is not None
+                best_fn=_value,
+                preservation_policy=preserved.AnyPreservationPolicy(
+                    [preserved.LatestN(keep), preserved.BestN(get_metric_fn=_rank, n=1)]
+                ),
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=keep is not None,
             ),
             item_handlers=ocp.StandardCheckpointHandler(),
         )
@@ -42,10 +56,18 @@ class Checkpoints:
         """Whether there is a checkpoint in `folder`."""
         return bool(hosts.agreed(folder.exists())) and Checkpoints(folder).latest() is not None
 
-    def save(self, step: int, snapshot: Snapshot) -> None:
-        """Saves what is reached after `step` updates; a step that is there already would only be the same."""
+    def save(self, step: int, snapshot: Snapshot, value: float | None = None) -> None:
+        """Saves what is reached after `step` updates, and how good it is if that is known; a step that is there
+        already would only be the same."""
+        metrics = {} if value is None else Judged(step, value)._asdict()
         if not hosts.agreed(step in self._manager.all_steps()):
-            self._manager.save(step, args=ocp.args.StandardSave(_arrays(snapshot)), force=True)
+            self._manager.save(step, args=ocp.args.StandardSave(_arrays(snapshot)), metrics=metrics, force=True)
+
+    def best(self) -> Judged | None:
+        """The best of the steps that were judged, the first of equal ones; None without one."""
+        said = [self._manager.metrics(step) for step in self.steps()]
+        judged = [Judged(**metrics) for metrics in said if metrics]
+        return max(judged, key=lambda one: one.value, default=None)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint, None without one."""
@@ -125,6 +147,15 @@ class Checkpoints:
 
         restored: Snapshot = jax.tree_util.tree_map_with_path(begun, like)
         return restored
+
+
+def _rank(metrics: dict[str, Any]) -> tuple[float, int]:
+    """What orders checkpoints by how good they are, those that nobody judged first."""
+    return metrics.get("value", -np.inf), -metrics.get("step", 0)
+
+
+def _value(metrics: dict[str, Any]) -> float:
+    return _rank(metrics)[0]
 
 
 def _name(path: tuple[Any, ...]) -> str:

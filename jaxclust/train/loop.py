@@ -89,11 +89,13 @@ def _loop(
             writer.write(step, step // lengths.round, values)
             print_round(stage, step, values)
         stopping = stop.asked()  # one look: what is saved is what stops
-        if last or due(step, lengths.save) or stopping:
+        judged = values.get(validation.SELECTING)
+        best = judged is not None and _is_best(checkpoints, judged)
+        if last or due(step, lengths.save) or stopping or best:
             _finite_sums(stage, state, targets)
             targets = image_rows.remember(targets)
             image_rows.flush(step)
-            checkpoints.save(step, Snapshot(state, targets))
+            checkpoints.save(step, Snapshot(state, targets), judged)
         if last:
             break
         if stopping:
@@ -108,6 +110,12 @@ def _loop(
         if len(in_flight) > IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
     return Snapshot(state, targets)
+
+
+def _is_best(checkpoints: Checkpoints, judged: float) -> bool:
+    """Whether a state that is so good is better than all that are kept."""
+    best = checkpoints.best()
+    return bool(hosts.agreed(best is None or judged > best.value))
 
 
 def _flush(

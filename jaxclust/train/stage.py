@@ -80,6 +80,7 @@ def prepare(
     method = (make or methods.get)(config, info)
     labels = seen_labels(method, config, info, split)
     check_views(config, method)
+    _check_hold_out(config, method)
     suite.load(config)  # only to see that every evaluation exists
     mesh = runtime.mesh(config, devices)
     batch = example_batch(method, info, config.batch_size, config.views)
@@ -113,6 +114,18 @@ def prepare(
         compile_for(method.predict, mesh) if method.predict else None,
         metrics, first, shapes, others,
     )  # fmt: skip
+
+
+def _check_hold_out(config: ConfigDict, method: Method) -> None:
+    """ConfigError if images are held out, which classes say, and the method may see none; a word if nobody looks."""
+    share = config.data.hold_out
+    if share and method.labels is None:
+        raise ConfigError(
+            f"config.data.hold_out={share} holds images out by their class, and config.method={config.method!r} learns "
+            "without labels; set it to 0"
+        )
+    if share and config.eval_every == "never":
+        warn_once(f"config.data.hold_out={share}, but config.eval_every='never': nothing is judged by these images")
 
 
 def _check_scores(config: ConfigDict, name: str, rows: Mapping[str, Any]) -> None:
@@ -151,6 +164,7 @@ def check_colours(config: ConfigDict, shape: tuple[int, ...]) -> None:
 
 def check_views(config: ConfigDict, method: Method) -> None:
     """ConfigError unless `config.views` has every view that the method needs, with a number and crops it can use."""
+    _check_copies(config, method)
     for name in method.views:
         if name not in config.views:
             raise ConfigError(f"config.views has no section {name!r}, which method {config.method!r} needs")
@@ -165,6 +179,14 @@ def check_views(config: ConfigDict, method: Method) -> None:
                 f"config.views.{name}.crop_area={view.crop_area} is the smallest share of a crop and must not be more "
                 f"than the largest, config.views.{name}.crop_area_max={view.crop_area_max}"
             )
+
+
+def _check_copies(config: ConfigDict, method: Method) -> None:
+    if config.frozen_views and config.freeze_body and len(method.views) != 1:
+        raise ConfigError(
+            f"config.frozen_views={config.frozen_views}: copies are kept of one view, and config.method="
+            f"{config.method!r} has {len(method.views)} ({', '.join(method.views)}); set it to 0"
+        )
 
 
 def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split) -> np.ndarray | None:

@@ -1,10 +1,13 @@
 """What the network says of every split while it trains: figures for the log, and files of scores for each epoch."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from jaxclust import hosts
+from jaxclust.data.split import Split
 from jaxclust.errors import DataError
-from jaxclust.evaluation import suite
+from jaxclust.evaluation import retrieval, suite
 from jaxclust.features import score_file
 from jaxclust.methods.base import TrainState
 from jaxclust.train.lengths import due
@@ -12,6 +15,8 @@ from jaxclust.train.refresh import run
 from jaxclust.train.stage import Stage, seen_labels
 
 Predictions = dict[str, np.ndarray]
+
+SELECTING = "val/r@1"  # by which the best state of a method that learns from labels is known
 
 
 def is_due(stage: Stage, step: int) -> bool:
@@ -30,7 +35,8 @@ def _scoring(stage: Stage, step: int) -> bool:
 
 
 def validate(stage: Stage, state: TrainState, step: int) -> dict[str, float]:
-    """The figures that are due: what `stage.measure` says, by default the evaluation suite on every split.
+    """The figures that are due: what `stage.measure` says, by default the evaluation suite on every split, or of a
+    method that predicts nothing how well images of a class find each other.
 
     Writes the files of scores that are due, for which rows/<stage>/ must be written up to `step`. Every host calls it.
     """
@@ -39,8 +45,10 @@ def validate(stage: Stage, state: TrainState, step: int) -> dict[str, float]:
     if stage.measure is not None:
         return stage.measure(state) if judging else values
     splits = {"train": stage.split, **stage.others}
+    if stage.predict is None:
+        return retrieved(stage, state, splits) if judging else values
     scored = "test" if "test" in splits else "train"
-    for name, split in splits.items() if stage.predict else ():
+    for name, split in splits.items():
         if judging or name == scored:
             of_split = stage._replace(split=split)
             predictions = predict(of_split, state, name)
@@ -49,6 +57,18 @@ def validate(stage: Stage, state: TrainState, step: int) -> dict[str, float]:
                 _write(of_split, step, np.exp(predictions["log_probs"].astype(np.float64)), predictions["groups"])
     if scoring and step and hosts.is_first():
         _write_seen(stage, step)
+    return values
+
+
+def retrieved(stage: Stage, state: TrainState, splits: Mapping[str, Split]) -> dict[str, float]:
+    """R@K by cosine of the features of each split where two images are known to share a class: "<split>/r@<K>"."""
+    values: dict[str, float] = {}
+    for name, split in splits.items():
+        if split.labels is None or np.bincount(split.labels[split.labels >= 0], minlength=1).max() < 2:
+            continue
+        rows = run(stage._replace(split=split), state, stage.embed, f"evaluation of {name}")["features"]
+        found = retrieval.scores(rows, split.labels, stage.config.evaluate.recall_at)
+        values |= {f"{name}/{score}": value for score, value in found.items() if score.startswith("r@")}
     return values
 
 

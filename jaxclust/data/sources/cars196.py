@@ -65,20 +65,27 @@ def _load(table: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 
 def _check(table: Path, classes: np.ndarray, named: int) -> None:
-    """DataError if a class does not exist, or if the table is as long as the official one and another."""
+    """DataError if a class does not exist or `check_counts` finds the table to be another."""
     wrong = np.flatnonzero((classes < 0) | (classes >= named))
     if len(wrong):
         raise DataError(f"{table}: image {wrong[0] + 1} is of class {classes[wrong[0]] + 1}; there are 1 to {named}")
-    found = len(np.unique(classes))
     if len(classes) != IMAGES:
         _logger.warning(
             "%s lists %d images of %d classes, and the official one 16,185 of 196: it is taken as it is",
-            table, len(classes), found,
+            table, len(classes), len(np.unique(classes)),
         )  # fmt: skip
+    check_counts(table, classes)
+
+
+def check_counts(place: object, classes: np.ndarray) -> None:
+    """DataError if these classes, from 0 on, are of as many images as there are officially, and not the official
+    ones."""
+    if len(classes) != IMAGES:
         return
+    found = len(np.unique(classes))
     parts = int((classes < 98).sum()), int((classes >= 98).sum())
     if parts != PARTS or found != CLASSES:
         raise DataError(
-            f"{table}: of its {found} classes the first 98 have {parts[0]:,} images and the others {parts[1]:,}; "
-            f"in the official table of 196 they have {PARTS[0]:,} and {PARTS[1]:,}"
+            f"{place}: of its {found} classes the first 98 have {parts[0]:,} images and the others {parts[1]:,}; "
+            f"of the official 196 they have {PARTS[0]:,} and {PARTS[1]:,}"
         )

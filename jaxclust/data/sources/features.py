@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
+from jaxclust.data.numbering import say_renumbered
 from jaxclust.data.split import Source, Split, from_array, prefixes
 from jaxclust.errors import ConfigError, DataError
 
@@ -27,6 +28,7 @@ def read(where: str, settings: ConfigDict) -> Source:
     arrays = _load(path, {prefix + kind for prefix in begun.values() for kind in ("features", "labels")})
     found = [values for name, values in arrays.items() if name.endswith("labels")]
     classes = np.unique(np.concatenate(found)) if found else np.array([])
+    say_renumbered(path, classes.tolist())
     splits = {}
     for split, prefix in begun.items():
         if prefix + "features" in arrays:

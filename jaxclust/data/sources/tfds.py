@@ -26,6 +26,7 @@ from jaxclust.data.decode import Box, Header, Unreadable, scan
 from jaxclust.data.image_files import Files, Skips, make_splits, scan_parts
 from jaxclust.data.listing import HELD_OUT
 from jaxclust.data.records import Records, open_records
+from jaxclust.data.sources import cars196
 from jaxclust.data.split import Source
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.runtime import tensorflow
@@ -33,6 +34,9 @@ from jaxclust.runtime import tensorflow
 NAME = re.compile(r"\w+(/[^:]+)?(:(\*|\d+)\.(\*|\d+)\.(\*|\d+))?")
 FILE_NAMES = ("file_name", "filename", "image/filename", "image/file_name")  # what data sets call it
 HOSTS, SECONDS = 3, 10.0  # how many hosts are asked, and for how long, before a download begins
+
+
+COUNTED = {"cars196": cars196.check_counts}  # data sets whose division by class is published with numbers
 
 
 class Columns(NamedTuple):
@@ -73,7 +77,10 @@ def read(where: str, settings: ConfigDict) -> Source:
         raise DataError(f"{place!r} holds no images to train on; {len(skips.files)} cannot be used:\n{skips.first()}")
     if not columns.file:
         splits = {split: replace(made, paths=None) for split, made in splits.items()}
-    labelled = any(made.labels is not None for made in splits.values())
+    labels = [made.labels for made in splits.values() if made.labels is not None]
+    if labels and builder.name in COUNTED:
+        COUNTED[builder.name](repr(place), np.concatenate(labels))
+    labelled = bool(labels)
     return Source(builder.name, splits, columns.classes if labelled else None, skips.files)
 
 
