@@ -237,10 +237,11 @@ def test_vectors_without_a_frozen_body_are_refused_with_the_remedy(tmp_path):
         prepared(smaller_config(data__source="features:somewhere"), tmp_path, few_vectors())
 
 
-def test_a_checkpoint_of_another_network_is_refused_naming_the_parameter(donor, tmp_path, capsys):
+def test_a_checkpoint_of_another_network_is_refused_naming_the_settings(donor, tmp_path, capsys):
     arguments = (f"--config.init_from={donor}", "--config.freeze_body=True", f"--workdir={tmp_path / 'run'}")
     assert run("--config=configs/deepcluster.py:smoke", *arguments) == 2  # of width 8
-    assert "it was made by another model" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is of another network: convnet" in error and "config.model.width=8 here" in error
     assert run("--config=configs/deepcluster.py:smoke", "--config.model.name=vgg16", *arguments) == 2
     assert "config.init_from" in capsys.readouterr().err
     assert not Path(tmp_path / "run").exists()
