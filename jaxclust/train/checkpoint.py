@@ -43,7 +43,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 best_fn=_value,
                 preservation_policy=preserved.AnyPreservationPolicy(
-                    [preserved.LatestN(keep), preserved.BestN(get_metric_fn=_rank, n=1)]
+                    [
+                        preserved.LatestN(keep),
+                        preserved.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
+                    ]
                 ),
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=keep is not None,
