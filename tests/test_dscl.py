@@ -435,8 +435,13 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
 
 @pytest.mark.slow
 def test_d15_digits_that_were_never_seen_are_found_better_after_a_training(tmp_path):
-    """With another network or seed it may be worse: an untrained embedding of five numbers finds 40 to 70 %."""
-    workdir = tmp_path / "run"
-    assert run("--config=configs/dscl.py:digits", f"--workdir={workdir}") == 0
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["test/r@1"] > max(0.6, results["untrained/test/r@1"])
+    """Of seeds 1 to 3, which nothing was chosen on: an untrained embedding of five numbers finds 40 to 50 %."""
+    before, after = [], []
+    for seed in (1, 2, 3):
+        workdir = tmp_path / str(seed)
+        assert run("--config=configs/dscl.py:digits", f"--workdir={workdir}", f"--config.seed={seed}") == 0
+        results = json.loads((workdir / "results.json").read_text())
+        before.append(results["untrained/test/r@1"])
+        after.append(results["test/r@1"])
+    print("R@1", before, after)
+    assert np.mean(after) > 0.62 and (np.array(after) > np.array(before) + 0.1).all()
