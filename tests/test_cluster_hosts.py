@@ -142,7 +142,7 @@ def alone(tmp_path_factory):
     return read(folder / "0.npz")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.wide), 3])
+@pytest.fixture(scope="module", params=[pytest.param(count, marks=pytest.mark.wide) for count in (2, 3)])
 def several(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"hosts{request.param}")
     with snippet(SCRIPT, folder, count=request.param) as started:

@@ -514,7 +514,7 @@ def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
     assert all((swept / "net2" / "report" / link).exists() for link in page.links)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_training_images_are_shown_if_asked_and_what_cannot_be_is_said(swept, digits, capsys):
     assert report(swept / "net2", "pictures=failures,sparsity,confusion,tsne", "split=train", "pixels=True") == 0
     said = capsys.readouterr().out

@@ -386,6 +386,7 @@ def test_hostile_names_are_copied_into_the_folder_of_their_cluster(photos):
     assert json.loads((photos / "export" / "manifest.json").read_text())["by_cluster"] == "copy"
 
 
+@pytest.mark.wide
 def test_links_lead_to_the_files_of_the_source(photos):
     assert job(photos, "--by-cluster=link", "--overwrite") == 0
     source = restored(photos)[2]

@@ -31,7 +31,7 @@ def dying(function):
     return wrapper
 
 def die_while_saving(function):
-    def wrapper(self, step, snapshot):
+    def wrapper(self, *saved):
         global calls
         calls += 1
         folder = self._folder
@@ -41,7 +41,7 @@ def die_while_saving(function):
             die()
         if calls == count:
             threading.Thread(target=watch, daemon=True).start()
-        return function(self, step, snapshot)
+        return function(self, *saved)
     return wrapper
 
 from jaxclust import main

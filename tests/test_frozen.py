@@ -43,6 +43,7 @@ def results(workdir):
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.medium
 def test_labels_are_learnt_which_is_said(donor):
     assert results(donor)["train/acc"] > 0.95
     assert results(donor)["clusters"] == 10

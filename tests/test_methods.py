@@ -29,7 +29,7 @@ from jaxclust.train.stage import prepare
 MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in plugins.names("jaxclust.methods")}
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
 VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
-WIDE = ("reliable", "cae", "expert", "deepcluster_v2", "moco", "plain:features", "refreshed:features")
+WIDE = {"reliable", "cae", "expert", "deepcluster_v2", "moco", *VECTORS}
 ALL = [pytest.param(n, marks=pytest.mark.wide if n in WIDE else ()) for n in (*PUBLISHED, *TOYS, *VECTORS)]
 
 
@@ -72,6 +72,7 @@ def trained(config, workdir):
 
 
 every_method = pytest.mark.parametrize("config", ALL, indirect=True)
+SHOWN = ("plain", "supervised", "own_update", "row_outputs")  # what they have, a published method has too
 beginning = pytest.mark.parametrize(  # reliable has no steps and begins with heads that are there, see test_spice
     "config", [part for part in ALL if part != ALL[PUBLISHED.index("reliable")]], indirect=True
 )

@@ -164,6 +164,7 @@ def test_sobel_keeps_float64(float64):
     np.testing.assert_allclose(found, slow_sobel(x), atol=1e-14)
 
 
+@pytest.mark.wide
 @every_file
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_network_with_sobel_is_the_network_on_gradients_and_has_no_more_parameters(name, channels):
@@ -203,6 +204,7 @@ def test_max_pool_equals_the_slow_double(pool, height, width):
     np.testing.assert_array_equal(layers.max_pool(x, *pool), slow_max_pool(x, *pool))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("sides", [(8, 8), (9, 7), (12, 5)])
 def test_gradient_of_max_pool_is_that_of_the_library_where_no_values_tie(pool, sides):
@@ -433,6 +435,7 @@ def test_inception_v3_has_the_published_shapes():
     assert params["conv5_2_3x3_2b_conv/kernel"] == (3, 1, 384, 384)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("sides", [(74, 74), (74, 300), (300, 3)])
 def test_inception_v3_names_the_smallest_image_it_can_see(sides):
     with pytest.raises(
@@ -557,6 +560,7 @@ def resnet_count(blocks, kernels, expansion, stem=7):
     return total
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("name", "formula", "known"), [
     ("alexnet", alexnet_count(), 58_284_096),
     ("alexnet_owt", alexnet_owt_count(), 61_100_840 - dense_count(4096, 1000)),
@@ -576,6 +580,7 @@ def test_full_size_networks_have_as_many_parameters_as_published(name, formula, 
     assert known in (formula, None)
 
 
+@pytest.mark.wide
 @every_network
 def test_width_and_dim_scale_a_network_in_proportion(name):
     sides = (75, 75) if name == "inception_v3" else (64, 64)
@@ -595,6 +600,7 @@ def test_widths_of_alexnet_are_rounded():
     assert [params[f"conv{n}_conv/kernel"][-1] for n in range(1, 6)] == [10, 27, 40, 40, 27]
 
 
+@pytest.mark.wide
 @settings(deadline=None, max_examples=6)
 @given(
     st.sampled_from(list(WIDTHS)), st.integers(16, 64), st.integers(16, 64), st.sampled_from([1, 3]),
@@ -628,6 +634,7 @@ def test_alexnet_names_the_smallest_image_it_can_see(sides):
 # Initialisation, batch norm, dropout
 
 
+@pytest.mark.wide
 def test_clusterresnet_and_multilayer_heads_are_drawn_as_pytorch_does():
     net = network("clusterresnet", width=16).clone(blocks=(1, 1, 1, 1))
     params = jax.jit(net.init)(jax.random.key(0), images(8))["params"]
@@ -645,6 +652,7 @@ def test_clusterresnet_and_multilayer_heads_are_drawn_as_pytorch_does():
     assert set(head) == {"hidden1", "embedding"}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("name", "width"), [("alexnet", 48), ("vgg16", 32), ("resnet18", 32), ("wrn28_2", 0)])
 def test_parameters_are_drawn_as_published(name, width):
     net = network(name, dim=128, width=width)  # half as wide, with enough numbers for their spread
@@ -696,6 +704,7 @@ def test_batch_norm_may_be_of_the_given_images_alone_without_an_axis_of_devices(
         jax.eval_shape(functools.partial(net.apply, train=True, mutable=["batch_stats"]), variables, x)
 
 
+@pytest.mark.wide
 @every_file
 def test_training_uses_the_batch_and_evaluation_the_running_statistics(name):
     net, x = tiny(name, dropout=0.0), images(32, batch=4)
@@ -802,6 +811,7 @@ def test_float64_is_float64_throughout(name, float64):
 # Names
 
 
+@pytest.mark.wide
 def test_every_network_is_found_by_its_name_and_traces_at_full_size():
     assert list(models.networks()) == NAMES
     for name in NAMES:

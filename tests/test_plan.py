@@ -105,6 +105,7 @@ def test_the_table_has_every_figure_and_says_whether_it_fits(planned, found):
     assert f"| {size(found['memory/train'])}" in text and "cpu:8: fits, " in text
 
 
+@pytest.mark.wide
 @whole
 def test_a_run_may_start_where_it_was_planned(planned):
     assert smoke(planned, "--config.rounds=1") == 0

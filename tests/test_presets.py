@@ -53,7 +53,7 @@ SPICE = Path("configs/spice.py")
 
 def marks(path, name):
     """Networks that take seconds to trace, of which one method or another has a smaller one: seen less often."""
-    large = name in ("v2", "imagenette") or path == SPICE and name in PAPER and name != "cifar10"
+    large = name in ("v2", "imagenette", "cifar10") or path == SPICE and name in PAPER
     others = (("dscl", "cars196"), ("dscl", "seed"), ("clustnet", "diverse"))
     return [pytest.mark.wide] if large or (path.stem, name) in others else []
 

@@ -399,7 +399,7 @@ def test_bad_files_of_features_are_refused_before_work(tmp_path, capsys):
     assert code == 2 and "there is no layer 'conv1'" in said and "There is: feature" in said
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_labels_and_layers_are_asked_about_before_a_training_begins(tmp_path, capsys):
     assert smoke(tmp_path / "a", "--config.evaluate.suite=linear", "--config.evaluate.linear.layers=conv9") == 2
     assert "There is: conv1, conv2, feature" in capsys.readouterr().err and not (tmp_path / "a").exists()

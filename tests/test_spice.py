@@ -93,7 +93,7 @@ def test_s5_the_selected_head_finds_the_classes(tmp_path, scale, least):
         assert min(losses) < 1.54 < 2.1 < records(tmp_path / str(seed))[0]["selected/loss"]
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_the_unit_of_the_vectors_changes_next_to_nothing_in_the_assignments(tmp_path):
     """Not nothing: heads begin with weights of one size, and of small vectors more of them merge two classes (with two
     of three seeds that were tried the selected one too, ACC 0.9)."""
@@ -159,6 +159,7 @@ def test_s6_the_lowest_loss_so_far_selects_its_head_and_no_label_is_there(stage,
     assert state.extra["selected"]["index"] == 2
 
 
+@pytest.mark.wide
 def test_heads_of_another_run_come_along_and_what_it_selected_does_not(tmp_path):
     config, vectors = spice_config(**SMALL, rounds=1), clouds(400, labelled=False)
     config_lib.save(config, tmp_path / "first" / "config.json")

@@ -322,7 +322,7 @@ def test_18_20_every_mode_trains_and_writes_its_files(whole):
     assert all(0 <= record["train/certainty_auc"] <= 1 for record in records)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 @pytest.mark.parametrize("whole", ["full"], indirect=True)
 def test_18_a_restored_run_has_the_weights_of_its_round(whole, tmp_path):
     for rounds in (2, 3):
