@@ -136,7 +136,7 @@ def test_a_method_sees_labels_of_training_classes_alone(tmp_path):
     assert np.array_equal(seen_labels(made.method, config, made.info, made.split), made.split.labels)
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_run_on_some_classes_is_judged_on_the_others(tmp_path):
     workdir = tmp_path / "run"
     arguments = ["--config.data.train_classes=0-4", "--config.evaluate.suite=retrieval", "--config.report.pictures="]

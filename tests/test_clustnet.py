@@ -491,6 +491,7 @@ def stepped(config, workdir, count=2):
     return states, rows
 
 
+@pytest.mark.wide
 def test_draws_statistics_and_terms_are_the_same_on_any_number_of_devices(tmp_path):
     weights = {f"clustnet__{name}": 0.1 for name in ("group_diversity", "diversity", *clustnet.LAYERED)}
     found = []

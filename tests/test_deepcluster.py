@@ -180,7 +180,7 @@ def test_pic_sizes_the_head_by_buckets_and_masks_what_is_unused(whole_pic):
     assert f"clusters {found[0]} " in printed and "/500" not in printed
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_pic_goes_on_after_a_restart_bit_for_bit_and_is_predicted_by_the_nearest_mean(whole_pic, tmp_path):
     config = with_pic(rounds=2)
     trained(config, tmp_path / "cut", few_digits())

@@ -405,7 +405,7 @@ def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_
     assert "init_from=torch:FILE (docs/pretrained.md)" in caplog.text
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_problem(tmp_path, caplog):
     """The seed's command on a tree of cars of the official layout: small batches of no more images than numbers."""
     warn_once.cache_clear()

@@ -489,7 +489,7 @@ def there(folder):
     }
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_every_picture_of_a_sweep_is_drawn_and_on_its_page(swept, capsys):
     of_accuracy = {"accuracy": {"accuracy.png", "variation.png", "metrics.csv"}}
     assert there(swept / "net1") == {"confusion": FILES["confusion"]} | of_accuracy  # from the end of the training

@@ -325,7 +325,7 @@ def test_the_network_starts_anew_where_labels_are_of_another_run(tmp_path):
     assert donor.files(config, "semi", tmp_path / "run")["assignments/reliable"] == folder
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_the_semi_stage_alone_learns_from_labels_that_another_run_left(tmp_path, optimized):
     """Of 1,797 images fifty have a label; the nearest of these in pixels has the class of 70 %."""
     source = few_digits(1797)

@@ -334,7 +334,7 @@ def ended_in_time(started, victim, began, code, words):
 @pytest.mark.parametrize(
     ("victim", "number"),
     [
-        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.wide),
         (0, signal.SIGSTOP),
         pytest.param(0, signal.SIGKILL, marks=pytest.mark.wide),
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.wide),

@@ -186,6 +186,7 @@ def test_jobs_on_runs_that_are_not_there(tmp_path, capsys):
     assert "--config is missing" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = ["--config.batch_size=128", "--config.optimizer.body.name=sgd", "--config.optimizer.body.lr=1e-3"]
     assert smoke(tmp_path / "run", *arguments, "--config.rounds=1") == 0

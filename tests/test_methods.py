@@ -30,7 +30,8 @@ MODULES = {name: importlib.import_module(f"jaxclust.methods.{name}") for name in
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")]
 VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
 WIDE = {"reliable", "cae", "expert", "deepcluster_v2", "moco", *VECTORS}
-ALL = [pytest.param(n, marks=pytest.mark.wide if n in WIDE else ()) for n in (*PUBLISHED, *TOYS, *VECTORS)]
+SHOWN = {"plain", "supervised", "own_update", "row_outputs"}  # what they have, a published method has too
+ALL = [pytest.param(n, marks=pytest.mark.wide if n in WIDE | SHOWN else ()) for n in (*PUBLISHED, *TOYS, *VECTORS)]
 
 
 @pytest.fixture
@@ -72,7 +73,6 @@ def trained(config, workdir):
 
 
 every_method = pytest.mark.parametrize("config", ALL, indirect=True)
-SHOWN = ("plain", "supervised", "own_update", "row_outputs")  # what they have, a published method has too
 beginning = pytest.mark.parametrize(  # reliable has no steps and begins with heads that are there, see test_spice
     "config", [part for part in ALL if part != ALL[PUBLISHED.index("reliable")]], indirect=True
 )
@@ -182,6 +182,7 @@ def test_stage_without_steps_refreshes_once_and_keeps_what_it_found(config, tmp_
     assert snapshot.targets.target.max() == 3
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("config", ["plain"], indirect=True)
 def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, monkeypatch):
     config.stages = "first,second,third"

@@ -229,6 +229,7 @@ def test_later_work_is_named_without_a_flag():
     assert section.strip() and not spans(section)
 
 
+@pytest.mark.wide
 def test_every_override_in_the_text_is_valid():
     said = [span for span in spans(TEXT.replace("```", "")) if span.startswith("--config.")]
     assert len(said) > 80

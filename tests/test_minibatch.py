@@ -39,6 +39,7 @@ def run(rows, k, seed=0, *, passes=20, batch_rows=256, init="kmeans++"):
     return minibatch.minibatch(held(rows), k, seed, passes=passes, batch_rows=batch_rows, init=init)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "rows, k", [pytest.param(blobs()[0], 12, marks=pytest.mark.wide), (digits(), 10)], ids=["blobs", "digits"]
 )

@@ -265,7 +265,7 @@ def probed(config, workdir, source=None):
     return curves
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_probes_are_trained_kept_and_read_again(tmp_path, capsys):
     config = linear_config()
     curves = probed(config, tmp_path)

@@ -296,7 +296,7 @@ def test_the_number_of_devices_and_the_size_of_chunks_change_nothing(stage, begu
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("bn", ["frozen", "batch"])
+@pytest.mark.parametrize("bn", ["frozen", pytest.param("batch", marks=pytest.mark.wide)])
 def test_s8_the_heads_alone_learn_and_nothing_changes_in_an_evaluation(tmp_path, bn):
     config = spice_config(
         data__source="digits", freeze_body=False, cluster__k=4, batch_size=32, model__blocks=1, model__width=4,
@@ -448,7 +448,7 @@ def test_the_oracle_needs_labels_and_is_the_best_head():
     assert oracle.measure({"cluster": labels}, labels, config, None) == {}
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_a_file_of_features_becomes_clusters_and_reliable_labels_by_command(tmp_path, capsys):
     source = clouds(500)
     split, file, workdir = source.splits["train"], tmp_path / "rows.npz", tmp_path / "run"

@@ -435,7 +435,7 @@ sweep.run(config, workdir, Options())
 """
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_sweeps_started_at_once_number_their_nets_without_gaps_and_later_ones_go_on(trainings, tmp_path):
     workdir = tmp_path / "sweep"
     with sweep.locked(workdir / "locks" / "sweep.lock", fcntl.LOCK_EX):  # so that all four ask for a number at once
