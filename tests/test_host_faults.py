@@ -394,7 +394,7 @@ def test_a_host_that_hangs_and_beats_on_ends_all():
 def test_hosts_that_are_slow_but_alive_are_waited_for():
     with idle(f"time.sleep({3 * HEARTBEAT} if index == 0 else 0); hosts.total(np.ones(3))", count=2) as started:
         ended = host_runs.all_well(started)
-    assert all(host.out == "begun\ndone\n" or "done" in host.out for host in ended)
+    assert all("done" in host.out for host in ended)
 
 
 @pytest.mark.medium

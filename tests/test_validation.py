@@ -70,6 +70,8 @@ def test_held_out_images_among_which_nothing_can_be_found_are_refused(tmp_path):
     unlabelled.splits["train"] = replace(unlabelled.splits["train"], labels=None)
     with pytest.raises(ConfigError, match="hold_out=0.3 .* the images have no labels"):
         with_validation(unlabelled, 0.3)
+    with pytest.raises(ConfigError, match="hold_out=0.3: .* has a split 'val' of its own"):
+        with_validation(divided(few_digits(240)), 0.3)
     with pytest.raises(ConfigError, match="hold_out=0.2 .*method='deepcluster' learns without labels"):
         prepared(small_config(data__hold_out=0.2), tmp_path)
 
@@ -123,6 +125,15 @@ def test_what_is_best_by_other_splits_does_not_count(tmp_path):
     assert "test/r@1" in records(tmp_path)[-1]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "dscl")
     assert checkpoints.best() is None and checkpoints.steps() == [2]
+
+
+def test_a_val_that_was_not_held_out_selects_nothing(tmp_path):
+    """It may be of a method that learns without labels, which must not choose its state."""
+    config = on_vectors(steps=2, refresh_every="1 step", eval_every="1 step")
+    config.data.hold_out = 0.0
+    trained(config, tmp_path, overlapping())
+    assert "val/r@1" in records(tmp_path)[-1]
+    assert Checkpoints(tmp_path / "checkpoints" / "dscl").best() is None
 
 
 def test_recall_is_a_panel_of_the_page(judged):

@@ -125,6 +125,8 @@ def with_validation(source: Source, share: float) -> Source:
     """
     if not share:
         return source
+    if "val" in source.splits:
+        raise ConfigError(f"config.data.hold_out={share}: {source.name} has a split 'val' of its own; set it to 0")
     train = source.splits["train"]
     labels = np.full(train.size, -1, np.int32) if train.labels is None else train.labels
     held = hold_out(labels, share, (0,))

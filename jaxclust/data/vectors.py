@@ -36,7 +36,7 @@ def measured(view: View, split: Split) -> View:
     return view._replace(noise=view.noise * deviation(split)) if view.noise else view
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1)  # it keeps its split in memory
 def deviation(split: Split, block: int = 65_536) -> float:
     """The square root of the mean over numbers of the variance of vectors, by which no unit of theirs counts."""
     tf = tensorflow()

@@ -89,7 +89,7 @@ def _loop(
             writer.write(step, step // lengths.round, values)
             print_round(stage, step, values)
         stopping = stop.asked()  # one look: what is saved is what stops
-        judged = values.get(validation.SELECTING)
+        judged = values.get(validation.SELECTING) if stage.config.data.hold_out else None  # labels select nothing else
         best = judged is not None and _is_best(checkpoints, judged)
         if last or due(step, lengths.save) or stopping or best:
             _finite_sums(stage, state, targets)
