@@ -1,6 +1,7 @@
 """docs/migrating.md: every flag and setting of the originals stands in it once, and what it says works."""
 
 import ast
+import functools
 import re
 import shlex
 from collections import Counter
@@ -154,6 +155,12 @@ def base_of(row):
     return {**configs, **dict.fromkeys(OF_CLUSTNET, CLUSTNET_CONFIG)}.get(row.section, BASE)
 
 
+@functools.cache
+def plain(base):
+    """The settings of a config without overrides."""
+    return dict(config_lib.flatten(parse([], base).config))
+
+
 def title(row):
     return row.cells["original"].replace("`", "")
 
@@ -178,7 +185,7 @@ def test_every_flag_and_setting_of_the_originals_stands_in_one_row():
 @pytest.mark.parametrize("row", WITH_OVERRIDES, ids=title)
 def test_the_overrides_of_a_row_give_the_values_that_it_says_and_change_nothing_else(row):
     said = overrides(row.cells["ours"])
-    before = dict(config_lib.flatten(parse([], base_of(row)).config))
+    before = plain(base_of(row))
     after = dict(config_lib.flatten(parse(arguments(row.cells["ours"]), base_of(row)).config))
     assert len(dict(said)) == len(said)
     for name, text in said:

@@ -52,10 +52,11 @@ SPICE = Path("configs/spice.py")
 
 
 def marks(path, name):
-    """Networks that take seconds to trace, of which one method or another has a smaller one: seen less often."""
+    """Seen less often: networks that take seconds to trace, of which there is a smaller one, and what is as another."""
     large = name in ("v2", "imagenette", "cifar10") or path == SPICE and name in PAPER
-    others = (("dscl", "cars196"), ("dscl", "seed"), ("clustnet", "diverse"))
-    return [pytest.mark.wide] if large or (path.stem, name) in others else []
+    others = ("dscl", "cars196"), ("dscl", "seed"), ("clustnet", "diverse"), ("dscl", "digits"), ("uad", "imagenet")
+    again = name in ("smoke", "recommended", "grid", "seeds")
+    return [pytest.mark.wide] if large or again or (path.stem, name) in others else []
 
 
 PRESETS = [
