@@ -28,10 +28,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """One more than there are cores, because tests of hosts and signals wait much."""
+    """Two more than there are cores, because tests of hosts and signals wait much."""
     from jaxclust.runtime import cores
 
-    return cores() + 1
+    return cores() + 2
 
 
 def pytest_collection_modifyitems(items):

@@ -22,10 +22,10 @@ from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
 
-# All networks for small images; in the fast tests the smallest of each file.
-FEW = {*{module: name for name, module in reversed(models.networks().items())}.values()} - {"inception_v3"}
+# All networks for small images; in the fast tests three of their kinds.
+FAST, WIDE = {"alexnet", "convnet", "resnet18"}, {"vgg16", "wrn28_2", "resnet50"}
 NETWORKS = [
-    pytest.param(name, marks=() if name in FEW else pytest.mark.wide if name == "resnet50" else pytest.mark.slow)
+    pytest.param(name, marks=() if name in FAST else pytest.mark.wide if name in WIDE else pytest.mark.slow)
     for name in models.networks()
 ]
 

@@ -114,8 +114,14 @@ def test_small_batches_as_problems_of_their_own_are_averaged(tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [DROPOUT, {"dscl__scope": "small", "dscl__small_batch_size": 12, "dscl__bn": "small_batch"}],
-    ids=["large", "small"],
+    [
+        pytest.param(DROPOUT, id="large"),
+        pytest.param(
+            {"dscl__scope": "small", "dscl__small_batch_size": 12, "dscl__bn": "small_batch"},
+            id="small",
+            marks=pytest.mark.wide,
+        ),
+    ],
 )
 def test_eight_devices_are_one_in_float64(fields, tmp_path, float64):
     fields = {

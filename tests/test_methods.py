@@ -73,8 +73,12 @@ def trained(config, workdir):
 
 
 every_method = pytest.mark.parametrize("config", ALL, indirect=True)
-beginning = pytest.mark.parametrize(  # reliable has no steps and begins with heads that are there, see test_spice
-    "config", [part for part in ALL if part != ALL[PUBLISHED.index("reliable")]], indirect=True
+AS_ANOTHER = {"uad", "fixmatch", "refreshed", "two_views", "averaged"}  # goes on as deepcluster, spice or a toy does
+BEGINNING = [name for name in (*PUBLISHED, *TOYS, *VECTORS) if name != "reliable"]  # has no steps, see test_spice
+beginning = pytest.mark.parametrize(
+    "config",
+    [pytest.param(n, marks=pytest.mark.wide if n in WIDE | SHOWN | AS_ANOTHER else ()) for n in BEGINNING],
+    indirect=True,
 )
 
 

@@ -277,7 +277,7 @@ def test_the_first_version_has_one_layer_and_the_second_two(stage, begun, tmp_pa
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("bn", ["group", "sync"])
+@pytest.mark.parametrize("bn", ["group", pytest.param("sync", marks=pytest.mark.wide)])
 def test_two_steps_on_four_devices_are_those_of_one_in_float64(tmp_path, float64, bn):
     ends = []
     for count in (1, 4):

@@ -35,7 +35,9 @@ WIDTHS = {
     "wrn28_2": 2,
 }
 every_network = pytest.mark.parametrize("name", NAMES)
-every_file = pytest.mark.parametrize("name", ["alexnet", "convnet", "resnet18", "vgg16", "wrn28_2"])
+OFTEN = ("alexnet", "convnet", "resnet18")
+OTHERS = [pytest.param(name, marks=pytest.mark.wide) for name in ("vgg16", "wrn28_2")]
+every_file = pytest.mark.parametrize("name", [*OFTEN, *OTHERS])
 
 
 def network(name, dtype="float32", **settings):
@@ -238,7 +240,7 @@ def slow_adaptive_mean(x, side):
     return out
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
 def test_adaptive_mean_equals_the_slow_double(height, width, side):
     x = images(height, width)
@@ -376,10 +378,10 @@ def slow_wrn28_2(net, x, stem):
         (slow_convnet, (19, 16), "imagenet"),
         (slow_resnet18, (35, 50), "imagenet"),
         (slow_resnet18, (9, 12), "small"),
-        (slow_resnet18, (11, 14), "pooled"),
+        pytest.param(slow_resnet18, (11, 14), "pooled", marks=pytest.mark.wide),
         (slow_clusterresnet, (9, 9), "imagenet"),
         (slow_wrn28_2, (12, 9), "imagenet"),
-        (slow_resnet50, (33, 33), "imagenet"),
+        pytest.param(slow_resnet50, (33, 33), "imagenet", marks=pytest.mark.wide),
         (slow_resnet50, (10, 9), "small"),
     ],
 )

@@ -55,7 +55,8 @@ def marks(path, name):
     """Seen less often: networks that take seconds to trace, of which there is a smaller one, and what is as another."""
     large = name in ("v2", "imagenette", "cifar10") or path == SPICE and name in PAPER
     others = ("dscl", "cars196"), ("dscl", "seed"), ("clustnet", "diverse"), ("dscl", "digits"), ("uad", "imagenet")
-    again = name in ("smoke", "recommended", "grid", "seeds")
+    others += ("dscl", "tiny"), ("clustnet", "separate"), ("uad", "folder"), ("dscl", "paper_aug")
+    again = name in ("smoke", "recommended", "grid", "seeds", "mnist")
     return [pytest.mark.wide] if large or again or (path.stem, name) in others else []
 
 

@@ -73,39 +73,45 @@ SMALL = {"batch_size": 200, "spice__train_sub_batch_size": 40, "spice__num_repea
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("scale", "least"), [(1.0, 0.98), pytest.param(0.5, 0.93, marks=pytest.mark.wide)])
-def test_s5_the_selected_head_finds_the_classes(tmp_path, scale, least):
+@pytest.mark.parametrize(
+    ("scale", "least", "seed"),
+    [
+        (1.0, 0.98, 1),
+        *(pytest.param(*case, marks=pytest.mark.wide) for case in ((1.0, 0.98, 2), (0.5, 0.93, 1), (0.5, 0.93, 2))),
+    ],
+)
+def test_s5_the_selected_head_finds_the_classes(tmp_path, scale, least, seed):
     """Of five heads at scale 1 all may merge two classes (in two of eight seeds that were tried: ACC 0.87 and 0.90)."""
     config = spice_config(batch_size=2000, steps=10, rounds=0, refresh_every="10 steps", spice__num_head=5)
     deviation = np.sqrt(scale**2 + 1)
     config.views.weak.noise, config.views.strong.noise = 0.3 / deviation, 0.8 / deviation
-    for seed in (1, 2):
-        config.seed = seed
-        source = clouds(2000, seed, scale)
-        stage = prepared(config, tmp_path / str(seed), source)
-        snapshot = loop.run_stage(stage, StopSignal())
-        found = over_all(stage, snapshot.state, stage.predict, "test")
-        labels = source.splits["train"].labels
-        assert clustering.accuracy(found["cluster"].array(), labels) >= least
-        said = records(tmp_path / str(seed))[-1]
-        losses = [said[f"heads/loss{h}"] for h in range(5)]
-        assert said["selected/head"] == np.argmin(losses) and said["selected/loss"] == min(losses)
-        assert min(losses) < 1.54 < 2.1 < records(tmp_path / str(seed))[0]["selected/loss"]
+    config.seed = seed
+    source = clouds(2000, seed, scale)
+    stage = prepared(config, tmp_path, source)
+    snapshot = loop.run_stage(stage, StopSignal())
+    found = over_all(stage, snapshot.state, stage.predict, "test")
+    labels = source.splits["train"].labels
+    assert clustering.accuracy(found["cluster"].array(), labels) >= least
+    said = records(tmp_path)[-1]
+    losses = [said[f"heads/loss{h}"] for h in range(5)]
+    assert said["selected/head"] == np.argmin(losses) and said["selected/loss"] == min(losses)
+    assert min(losses) < 1.54 < 2.1 < records(tmp_path)[0]["selected/loss"]
 
 
-@pytest.mark.wide
-def test_the_unit_of_the_vectors_changes_next_to_nothing_in_the_assignments(tmp_path):
-    """Not nothing: heads begin with weights of one size, and of small vectors more of them merge two classes (with two
-    of three seeds that were tried the selected one too, ACC 0.9)."""
+@pytest.mark.medium
+def test_the_unit_of_the_vectors_changes_nothing(tmp_path):
+    """Bit for bit, for a unit that is a power of two; heads that see small vectors as they are merge classes."""
     config = spice_config(batch_size=1000, steps=20, rounds=0, refresh_every="20 steps", spice__num_head=5, seed=1)
     found, source = [], clouds(1000, 1)
     split = source.splits["train"]
-    for unit in (1.0, 0.05):
+    for unit in (1.0, 2.0**-5):
         rows = from_array(split.images * np.float32(unit), (DIM,), str)
         stage = prepared(config, tmp_path / str(unit), source._replace(splits={"train": rows}))
         snapshot = loop.run_stage(stage, StopSignal())
-        found.append(over_all(stage, snapshot.state, stage.predict, "test")["cluster"].array())
-    assert clustering.accuracy(found[0], split.labels) > 0.98 and clustering.accuracy(*found) > 0.85
+        found.append(over_all(stage, snapshot.state, stage.predict, "test"))
+    first, second = ({name: store.array() for name, store in stores.items()} for stores in found)
+    assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+    assert clustering.accuracy(first["cluster"], split.labels) > 0.98
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +272,9 @@ def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64):
     stage = prepared(config, tmp_path, clouds(400))
     state, targets = stage.first()
     state, batch = jax.device_get(state), next(loop._batches(stage, targets, 0))
-    original, weak, strong = (np.float64(batch["views"][name]) for name in spice.VIEWS)
-    unit = original / np.linalg.norm(original, axis=1, keepdims=True)
+    views = [np.float64(batch["views"][name]) for name in spice.VIEWS]
+    unit, *seen = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in views)
+    weak, strong = (rows * np.sqrt(DIM) for rows in seen)
     net = spice.net_of(config, stage.info)
     places = np.asarray(spice.minibatches(net, 200, jax.random.fold_in(jax.random.key(0), 0))[0])
     assert places.shape == (10, 40) and all(len(set(one.ravel())) == 200 for one in np.split(places, 2))

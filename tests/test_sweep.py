@@ -588,7 +588,13 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    "x", [[5, 10, 20], [1e-4, 1e-3, 1.0, 0.0], [*range(2, 60)], [True, False], ["$\\frac{", "a" * 90, "漢"], ["one"]]
+    "x",
+    [
+        [1e-4, 1e-3, 1.0, 0.0],
+        ["$\\frac{", "a" * 90, "漢"],
+        ["one"],
+        *(pytest.param(x, marks=pytest.mark.wide) for x in ([5, 10, 20], [*range(2, 60)], [True, False])),
+    ],
 )
 def test_a_plot_of_any_values_is_drawn_without_a_warning(x, tmp_path):
     rng = np.random.default_rng(0)

@@ -28,9 +28,12 @@ class Heads(NamedTuple):
 
 
 def feature(h: Heads, params: Params, extra: Extra, drift: Any, images: jax.Array) -> jax.Array:
-    """The feature [B, D], not normalised, with batch statistics that have drifted; evaluation mode."""
+    """The feature [B, D] of images, not normalised, with batch statistics that have drifted; evaluation mode.
+
+    Vectors get the length sqrt(D): heads start with weights of one size, and should not care for the unit of vectors.
+    """
     found: jax.Array = classifier.embed(h.f, params, {"batch_stats": drifted(extra, drift)}, images)
-    return found
+    return found if images.ndim > 2 else normalize(found) * np.sqrt(found.shape[1]).astype(found.dtype)
 
 
 def drifted(extra: Extra, drift: Any) -> Any:

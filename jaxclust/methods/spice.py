@@ -6,7 +6,7 @@ images most similar to the mean of those that it is surest of (`ops/prototypes.p
 are and scores of weakly augmented ones. M: `num_repeat` passes in minibatches over these labels, with features of
 strongly augmented ones, one view of each for all passes, move the heads by Adam.
 
-The body comes from `init_from` and never learns; vectors are features as they are. A refresh judges the heads by the
+The body comes from `init_from` and never learns; of vectors the direction counts. A refresh judges the heads by the
 loss of their own pseudo-labels of all images, without class labels, and selects the best one so far (`heads.py`).
 
 With mstep_bn "batch" the batch statistics drift in the M step, which scores see, while embeddings keep those that the

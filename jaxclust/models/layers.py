@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxclust.ops.conv import conv as convolve
 from jaxclust.ops.sobel import sobel
 from jaxclust.runtime import AXIS
 
@@ -38,7 +39,7 @@ def conv(
     unless said."""
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     pads = [(side // 2, side // 2) for side in sides] if padding is None else padding
-    return nn.Conv(features, sides, stride, pads, kernel_init=kernel_init, **kwargs)
+    return nn.Conv(features, sides, stride, pads, kernel_init=kernel_init, conv_general_dilated=convolve, **kwargs)
 
 
 def batch_norm(
