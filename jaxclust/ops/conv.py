@@ -36,8 +36,7 @@ def conv(
     """
     if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
         raise ValueError(f"no convolution here has {lhs_dilation=}, {rhs_dilation=} or {feature_group_count=}")
-    (down, right), (rows, columns) = strides, padding
-    settings = (down, right), (tuple(rows), tuple(columns)), precision
+    settings: tuple[Any, ...] = tuple(strides), tuple(map(tuple, padding)), precision
     if kernel.shape[0] * kernel.shape[1] > MOST_PLACES:
         return _plain(x, kernel, *settings)
     return _conv(*_on_the_same_devices(x, kernel), *settings)
