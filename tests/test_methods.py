@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from jaxclust.errors import ConfigError
 from jaxclust.features.extract import extract
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
-from jaxclust.methods.base import DataInfo, Targets
+from jaxclust.methods.base import DataInfo, Targets, TrainState
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop
 from jaxclust.train.checkpoint import Checkpoints
@@ -267,6 +268,23 @@ def test_of_an_image_that_was_met_twice_the_later_row_is_remembered_and_other_ro
     rows.flush(2)
     with np.load(tmp_path / "2.npz") as file:
         assert sorted(file) == ["gate", "id", "position"] and file["gate"].tolist() == [2, 0, 3, 2]
+
+
+def test_the_rate_of_images_counts_steps_that_are_asked_for_and_not_yet_done(monkeypatch):
+    now = [10.0]
+
+    def waited(*_):
+        now[0] += 8.0
+        return {"loss": np.float32(3.0), "count": np.int32(2)}
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop, "_finite_sums", waited)
+    monkeypatch.setattr(loop.runtime, "put_replicated", lambda tree, mesh: tree)
+    optimizer = SimpleNamespace(rates=lambda state, step: {})
+    stage = SimpleNamespace(metrics=("loss",), optimizer=optimizer, config=small_config(batch_size=20), mesh=None)
+    state = TrainState(np.int32(2), {}, {}, (), {})
+    _, values = loop._flush(stage, state, None, 2, 8.0)
+    assert values == {"train/loss": 1.5, "images_per_second": 2 * 20 / 10.0}
 
 
 @pytest.mark.parametrize("config", ["averaged"], indirect=True)

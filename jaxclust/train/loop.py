@@ -76,7 +76,7 @@ def _loop(
         refreshing = stage.method.refresh is not None and (last or due(step, lengths.round))
         values: dict[str, float] = {}
         if due(step, lengths.log) or refreshing:  # before anything is derived from the state
-            state, values = _flush(stage, state, targets, step, time.perf_counter() - clock)
+            state, values = _flush(stage, state, targets, step, clock)
         if refreshing and targets.refreshed_at != step:  # a restored state is not refreshed twice
             targets = image_rows.remember(targets)
             state, targets, refreshed = refresh(stage, state, targets, step, last)
@@ -119,16 +119,17 @@ def _is_best(checkpoints: Checkpoints, judged: float) -> bool:
 
 
 def _flush(
-    stage: Stage, state: TrainState, targets: Targets, step: int, seconds: float
+    stage: Stage, state: TrainState, targets: Targets, step: int, clock: float
 ) -> tuple[TrainState, dict[str, float]]:
-    """Means of the metrics since the last flush, and the state with zeroed sums."""
+    """Means of the metrics since the last flush, which was at `clock`, and the state with zeroed sums."""
     sums = _finite_sums(stage, state, targets)
     count = int(sums["count"])
     if not count:
         return state, {}
     values = {f"train/{name}": float(sums[name]) / count for name in stage.metrics}
     values |= {f"lr/{name}": rate for name, rate in stage.optimizer.rates(state.opt_state, step).items()}
-    values["images_per_second"] = count * stage.config.batch_size / seconds
+    # Only now are all steps done; they are asked for ahead.
+    values["images_per_second"] = count * stage.config.batch_size / (time.perf_counter() - clock)
     zeros = runtime.put_replicated(train_step.zero_sums(stage.metrics), stage.mesh)
     return state._replace(sums=zeros), values
 
