@@ -96,6 +96,7 @@ def test_the_loss_is_that_of_a_slow_double_and_its_rows_are_the_large_crops(stag
     np.testing.assert_allclose(rows, z[:, :2].reshape(BATCH, 2 * DIM), atol=1e-5)
 
 
+@pytest.mark.wide
 def test_the_bank_is_what_the_round_said_and_its_centroids_are_the_prototypes(stage, tmp_path, monkeypatch):
     said, clusterings, looked = {}, [], []
     assert (stage.lengths.round, stage.lengths.stage) == (3, 6)
@@ -148,6 +149,7 @@ def test_prototypes_do_not_move_while_they_are_frozen(tmp_path, begun):
         assert (after["projection"]["embedding"]["kernel"] != before["projection"]["embedding"]["kernel"]).any()
 
 
+@pytest.mark.wide
 def test_images_that_a_round_did_not_meet_have_no_target_in_the_next(stage, tmp_path):
     lengths = stage.lengths._replace(stage=3, round=1, log=1, save=1)
     snapshot = loop.run_stage(stage._replace(workdir=tmp_path, lengths=lengths), StopSignal())

@@ -303,6 +303,7 @@ def test_the_last_layer_is_drawn_as_asked(name, tmp_path):
         assert bias.any() and np.abs(bias).max() <= 2
 
 
+@pytest.mark.wide
 def test_there_is_a_number_for_each_class_unless_said(tmp_path):
     assert begun(ready(tmp_path, dscl__vector_size=0))[0].params["top"]["kernel"].shape == (12, 10)
     stage = ready(tmp_path)

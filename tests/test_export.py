@@ -254,6 +254,7 @@ def test_an_export_that_exists_is_replaced_only_with_overwrite_and_is_the_same_e
     assert contents(digits / "export") == before and not hidden(digits)
 
 
+@pytest.mark.wide
 def test_rows_on_disk_give_the_same_files(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "CHUNK_BYTES", 32 * 4 * 7)
     before = contents(digits / "export")

@@ -225,6 +225,7 @@ def test_other_contents_are_refused(tmp_path, array):
         open_npy(tmp_path / "a.npy", str, 1e9)
 
 
+@pytest.mark.wide
 def test_vectors_from_elsewhere_count_as_frozen_features(tmp_path):
     config = smaller_config(data__source="features:somewhere", freeze_body=True, cluster__k=4, cluster__pca_dim=3)
     snapshot = trained(config, tmp_path, few_vectors())

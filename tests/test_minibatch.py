@@ -53,7 +53,7 @@ def test_from_equal_starts_it_is_near_lloyd_though_files_are_in_the_order_of_cla
 
 def test_it_finds_the_blobs():
     rows, truth = blobs()
-    assert max(normalized_mutual_info_score(truth, run(rows, 12, seed).labels) for seed in range(3)) > 0.95
+    assert any(normalized_mutual_info_score(truth, run(rows, 12, seed).labels) > 0.95 for seed in range(3))
 
 
 def test_a_pass_is_that_of_the_slow_double(monkeypatch):

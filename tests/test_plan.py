@@ -66,6 +66,7 @@ def smoke_stage(count=8, info=DIGITS, **fields):
 
 
 @whole
+@pytest.mark.wide
 def test_parameters_and_optimiser_are_those_of_the_model(found):
     convolutions = sum(9 * a * b + b + 2 * b for a, b in ((1, 8), (8, 16)))  # with bias and batch norm
     parameters = 4 * (convolutions + (2 * 2 * 16 + 1) * 32 + (32 + 1) * 10)
@@ -388,6 +389,7 @@ def test_a_batch_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch,
 
 
 @pytest.mark.medium
+@pytest.mark.wide
 def test_a_compiler_that_refuses_is_believed(tmp_path, monkeypatch, capsys):
     real = measure.train_program
 

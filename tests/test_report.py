@@ -158,6 +158,7 @@ def test_without_labels_there_is_no_agreement(tmp_path):
     assert "confusion.png" not in page.links and "clusters.png" in page.links
 
 
+@pytest.mark.wide
 def test_every_comparison_of_features_has_a_table(tmp_path):
     make(tmp_path)
     path = tmp_path / "results.json"
@@ -238,6 +239,7 @@ def test_failing_report_leaves_the_earlier_page(tmp_path, monkeypatch):
     assert not [p.name for p in tmp_path.rglob(".*")]
 
 
+@pytest.mark.wide
 def test_several_stages_follow_one_another(tmp_path):
     lines = [
         {"stage": s, "round": r, "train/loss": v} for s, r, v in (("moco", 0, 3.0), ("moco", 1, 2.0), ("self", 0, 1.0))

@@ -136,11 +136,13 @@ def test_a_run_that_died_writes_the_same_files(done, tmp_path):
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.wide
 def test_another_seed_writes_other_files(done, tmp_path):
     loop.run_stage(prepared(clustnet(seed=1, rounds=1), tmp_path, divided()), StopSignal())
     assert all(text != files(done)[name] for name, text in files(tmp_path).items())
 
 
+@pytest.mark.wide
 def test_files_come_as_often_as_asked_and_the_last_always(tmp_path):
     config = clustnet(scores__every="2 rounds", scores__index=True, save_every="never", eval_every="never")
     source = divided(unknown=(0, 7))

@@ -234,6 +234,7 @@ def test_a_second_start_trains_nothing_again_and_more_values_are_added(trainings
     ]  # fmt: skip
 
 
+@pytest.mark.wide
 def test_settings_may_come_in_another_order(trainings, tmp_path):
     start(tmp_path, "cluster.k=3", "sampler=upstream", "seed=0")
     start(tmp_path, "seed=1,0", "sampler=upstream", "cluster.k=3")
@@ -260,6 +261,7 @@ def test_a_longer_training_or_another_evaluation_goes_on_and_other_settings_are_
     assert trainings.done[3:] == ["net2"]
 
 
+@pytest.mark.wide
 def test_results_that_were_removed_are_made_again(trainings, tmp_path):
     start(tmp_path, "seed=0,1")
     (tmp_path / "net2" / "results.json").unlink()

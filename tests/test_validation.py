@@ -100,6 +100,7 @@ def recalls(stage, snapshot, split):
     return [same[:, :k].any(axis=1).mean() for k in (1, 8)]
 
 
+@pytest.mark.wide
 def test_every_split_is_searched_during_training(judged):
     config, workdir, snapshot = judged
     said = {record["step"]: record for record in records(workdir) if "val/r@1" in record}
