@@ -17,7 +17,7 @@ from jaxclust import methods, plugins, runtime
 from jaxclust.data.pipeline import exact_batches
 from jaxclust.errors import ConfigError
 from jaxclust.features.extract import extract
-from jaxclust.jobs import train
+from jaxclust.jobs import evaluate, train
 from jaxclust.jobs.options import Options
 from jaxclust.methods.base import DataInfo, Targets, TrainState
 from jaxclust.runtime import StopSignal
@@ -203,7 +203,11 @@ def test_stages_follow_one_another_each_with_its_own_settings(config, tmp_path, 
 
     monkeypatch.setattr(methods, "get", get)
     monkeypatch.setattr(train, "open_source", lambda config: few_digits())
+    judged = []
+    judge = evaluate.judged
+    monkeypatch.setattr(evaluate, "judged", lambda stage, *of: judged.append(stage.name) or judge(stage, *of))
     train.run(config_lib.validate(config), tmp_path / "run", Options())
+    assert judged == ["first", "second", "third"]
     assert seen["plain", 2] == [] and "checkpoints/first" in seen["refreshed", 0]
     assert {"checkpoints/second", "assignments/first"} <= set(seen["refreshed", 1])
     saved = {path.name: [p.name for p in path.iterdir()] for path in (tmp_path / "run" / "checkpoints").iterdir()}

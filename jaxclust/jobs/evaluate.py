@@ -156,14 +156,15 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     path = stage.workdir / "results.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     seconds = before.get("seconds", 0.0) if seconds is None else seconds
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)
         results |= scores
         if hosts.is_first():
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
-    results |= reconstructed(stage, state, source)
+    if len(stage_names(stage.config)) > 1:
+        results |= by_stage(stage, state, results)
     if suite.compares(stage.config):
         images = compared(stage, state, source)
         results |= compare(stage, images)
@@ -188,26 +189,27 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
 
 
 def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
-    """Adds what a stage predicts or decodes, judged, to results.json, as "<stage>/<split>/<score>"; once for its last
-    step.
-
-    Of all stages but the last, whose tables have plain names, also confusion-<stage>-<split>.csv.
-    """
+    """Adds what a stage that others follow predicts or decodes, judged, to results.json, as "<stage>/<split>/<score>",
+    with confusion-<stage>-<split>.csv; once for its last step."""
     path = stage.workdir / "results.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     mute = stage.predict is None and stage.method.reconstruct is None
     if mute or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
         return
-    found: dict[str, Any] = {"step": int(state.step)} | reconstructed(stage, state, source)
-    earlier = stage.name != stage_names(stage.config)[-1]
+    found = reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)
         found |= scores
-        if hosts.is_first() and earlier:
+        if hosts.is_first():
             write_confusion(stage, source, name, predictions, f"{stage.name}-{name}")
     if hosts.is_first():
-        write_json(path, before | {f"{stage.name}/{key}": value for key, value in found.items()})
+        write_json(path, before | by_stage(stage, state, found))
     hosts.wait(f"the results of {stage.name}")
+
+
+def by_stage(stage: Stage, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
+    """Results under the name of their stage."""
+    return {f"{stage.name}/{key}": value for key, value in ({"step": int(state.step)} | found).items()}
 
 
 def write_untrained(stage: Stage, source: Source) -> None:

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         evaluate.write_untrained(stages[0], sources[names[0]])
         for stage in stages:
             snapshot = run_stage(stage, stop)
-            if len(stages) > 1:
+            if stage is not stages[-1]:
                 evaluate.write_stage(stage, snapshot.state, sources[stage.name])
         if stop.asked():
             raise stop.error()
