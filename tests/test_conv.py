@@ -15,6 +15,14 @@ from jaxclust.ops.conv import conv
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_maps():
+    """As if they were large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convs, "FEW_PIXELS", 0)
+        yield
+
+
 def arrays(batch=5, side=6, kernel=(3, 3), channels=(2, 4), seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
     shapes = (batch, side, side + 1, channels[0]), (*kernel, *channels)
@@ -89,7 +97,10 @@ def test_only_a_cpu_takes_products(platform, products):
     assert text.count("stablehlo.convolution") == (2 if products else 3)
 
 
-def test_kernels_of_many_places_are_xlas_and_groups_are_refused():
+def test_kernels_of_many_places_and_small_maps_are_xlas_and_groups_are_refused(monkeypatch):
+    monkeypatch.setattr(convs, "FEW_PIXELS", 6 * 7 + 1)
+    x, k = arrays(dtype=np.float32)
+    assert "dot_general" not in str(jax.make_jaxpr(lambda x, k: gradients(conv, x, k, (1, 1), ((1, 1), (1, 1))))(x, k))
     x, k = arrays(kernel=(4, 4), dtype=np.float32)
     text = str(jax.make_jaxpr(lambda x, k: conv(x, k, (1, 1), ((1, 1), (1, 1))))(x, k))
     assert convs.MOST_PLACES < 4 * 4 and "custom_vjp" not in text
