@@ -154,13 +154,14 @@ def test_a_method_that_does_not_cluster_has_nothing_between_its_rounds():
 def hand_flops(width, side, channels, dim, outputs, batch):
     """Twice the products that two blocks of ConvNet, its feature and a head take, forward and backward.
 
-    Only products with pixels inside of the image count, which is how XLA counts.
+    Only products with pixels inside of the image count, which is how XLA counts; but for the gradient of a kernel,
+    which a CPU takes over the border of zeros too.
     """
-    inside = lambda side: (3 * side - 2) ** 2  # noqa: E731 (pairs of an output and an input pixel)
-    first = inside(side) * channels * width
-    second = inside(side // 2) * width * 2 * width
+    inside, everywhere = ([(3 * s - less) ** 2 for s in (side, side // 2)] for less in (2, 0))  # pairs of pixels
+    first, second = channels * width, width * 2 * width
     dense = (side // 4) ** 2 * 2 * width * dim + dim * outputs
-    return 2 * batch * (3 * (first + second + dense) - first)  # no gradient of the images
+    kernels = everywhere[0] * first + everywhere[1] * second
+    return 2 * batch * (inside[0] * first + 2 * inside[1] * second + kernels + 3 * dense)  # no gradient of the images
 
 
 def test_flops_of_the_train_step_are_those_counted_by_hand():

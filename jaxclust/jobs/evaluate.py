@@ -164,7 +164,9 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
     if len(stage_names(stage.config)) > 1:
-        results |= by_stage(stage, state, results)
+        results |= {f"{stage.name}/{key}": value for key, value in results.items()} | {
+            f"{stage.name}/step": int(state.step)
+        }
     if suite.compares(stage.config):
         images = compared(stage, state, source)
         results |= compare(stage, images)
@@ -196,20 +198,15 @@ def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
     mute = stage.predict is None and stage.method.reconstruct is None
     if mute or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
         return
-    found = reconstructed(stage, state, source)
+    found: dict[str, Any] = {"step": int(state.step)} | reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)
         found |= scores
         if hosts.is_first():
             write_confusion(stage, source, name, predictions, f"{stage.name}-{name}")
     if hosts.is_first():
-        write_json(path, before | by_stage(stage, state, found))
+        write_json(path, before | {f"{stage.name}/{key}": value for key, value in found.items()})
     hosts.wait(f"the results of {stage.name}")
-
-
-def by_stage(stage: Stage, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
-    """Results under the name of their stage."""
-    return {f"{stage.name}/{key}": value for key, value in ({"step": int(state.step)} | found).items()}
 
 
 def write_untrained(stage: Stage, source: Source) -> None:

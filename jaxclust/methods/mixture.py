@@ -121,24 +121,21 @@ def encode(net: Net, params: Params, stats: Stats, images: jax.Array, train: boo
         return Ran(x, {}, {})
     learns = net.settings.encoder.gradient != "none"
     code = run(net.encoder, params["body"], stats["body"], x, train and learns, rng)
-    output = code.output if learns else jax.lax.stop_gradient(code.output)
-    return Ran(output, {"body": code.stats}, code.maps)
+    return Ran(code.output if learns else jax.lax.stop_gradient(code.output), {"body": code.stats}, code.maps)
 
 
 def run_experts(
     net: Net, params: Params, stats: Stats, x: jax.Array, train: bool, rng: jax.Array, choice: jax.Array | None = None
 ) -> Ran:
     """Each expert on its own inputs x [K, B, ...]; batch norm is of the images that it is given, if that is asked for
-    and `choice` [B, K] says which these are."""
+    and `choice` [B, K] says which these are. Convolutions go one by one, since in groups they are slow on a CPU."""
     rows = None if choice is None or not net.settings.experts.bn_selected else jax.lax.stop_gradient(choice).T
 
     def one(params: Any, stats: Any, x: jax.Array, rng: jax.Array, rows: Any) -> Ran:
         return run(net.expert, params, stats, x, train, rng, rows)
 
     each = params["experts"], stats["experts"], x, jax.random.split(rng, net.k), rows
-    if net.expert.sizes.depth:  # together, convolutions would be one in groups, which takes a CPU 4 to 9 times as long
-        return jax.lax.map(lambda of: one(*of), each)
-    return jax.vmap(one)(*each)
+    return jax.lax.map(lambda of: one(*of), each) if net.expert.sizes.depth else jax.vmap(one)(*each)
 
 
 def parts(net: Net, outputs: jax.Array) -> jax.Array:

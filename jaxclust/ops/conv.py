@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 
 MOST_PLACES = 9  # of a kernel; with more, products gain nothing
 FEW_PIXELS = 144  # of a map; with fewer neither
-IMAGES = 16  # of a product, so that what is copied for it stays in the cache
+IMAGES = 16  # of a product at most, so that what is copied for it stays in the cache
 
 
 def conv(
@@ -79,8 +79,9 @@ def _by_products(
     shape: tuple[int, ...], strides: Pair, pads: tuple[Pair, Pair], precision: Any, x: jax.Array, g: jax.Array
 ) -> jax.Array:
     """The kernel's gradient: what each of its places has seen of x times what came of it, over images and pixels."""
-    padded = jnp.pad(x, ((0, -len(x) % IMAGES), *pads, (0, 0)))
-    g = jnp.pad(g, ((0, -len(g) % IMAGES), (0, 0), (0, 0), (0, 0)))
+    together = min(IMAGES, len(x))
+    missing = 0, -len(x) % together
+    padded, g = jnp.pad(x, (missing, *pads, (0, 0))), jnp.pad(g, (missing, (0, 0), (0, 0), (0, 0)))
     spans = [(size - 1) * stride + 1 for size, stride in zip(g.shape[1:3], strides, strict=True)]
 
     def product(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -93,7 +94,7 @@ def _by_products(
         kind = jnp.promote_types(g.dtype, jnp.float32)
         return jnp.einsum("bhwc,bhwd->cd", seen, g, precision=precision, preferred_element_type=kind)
 
-    parts = [array.reshape(-1, IMAGES, *array.shape[1:]) for array in (padded, g)]
+    parts = [array.reshape(-1, together, *array.shape[1:]) for array in (padded, g)]
     total = jnp.sum(lax.map(lambda some: product(*some), parts), axis=0)
     return total.astype(g.dtype).reshape(shape)
 
