@@ -15,8 +15,8 @@ from jax import lax
 
 Pair = tuple[int, int]
 
-MOST_PLACES = 9  # of a kernel; with more, products gain nothing
-FEW_PIXELS = 144  # of a map; with fewer neither
+MOST_PLACES = 9  # of a kernel; with more, products gain less
+FEW_PIXELS = 144  # of a map; with fewer they gain little
 IMAGES = 16  # of a product at most, so that what is copied for it stays in the cache
 
 
