@@ -240,7 +240,7 @@ def slow_adaptive_mean(x, side):
     return out
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
 def test_adaptive_mean_equals_the_slow_double(height, width, side):
     x = images(height, width)

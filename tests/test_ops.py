@@ -14,7 +14,7 @@ floats = st.floats(-10, 10, width=32)
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.just(3)), elements=floats)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(matrices, matrices)
 def test_squared_distances_equal_the_differences(x, c):
     slow = ((x[:, None].astype(np.float64) - c[None]) ** 2).sum(-1)
