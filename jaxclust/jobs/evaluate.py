@@ -164,9 +164,8 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
             write_tables(stage, source, name, predictions)
         hosts.wait(f"the tables of {name}")
     if len(stage_names(stage.config)) > 1:
-        results |= {f"{stage.name}/{key}": value for key, value in results.items()} | {
-            f"{stage.name}/step": int(state.step)
-        }
+        found = {"step": int(state.step)} | results
+        results |= {f"{stage.name}/{key}": value for key, value in found.items()}
     if suite.compares(stage.config):
         images = compared(stage, state, source)
         results |= compare(stage, images)
