@@ -17,7 +17,7 @@ from jaxclust.data.source import Source, open_source
 from jaxclust.data.split import from_array
 from jaxclust.main import main
 from jaxclust.methods.base import DataInfo
-from jaxclust.report import figures
+from jaxclust.report import figures, html
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, stage
 from jaxclust.train.checkpoint import Snapshot
@@ -93,12 +93,21 @@ def trained(config: ConfigDict, workdir: Path, source: Source | None = None) -> 
     return loop.run_stage(prepared(config, workdir, source), StopSignal())
 
 
-def run(*arguments: str) -> int:
-    """The command line, in this process, on one device; its page has small pictures, which are drawn sooner."""
-    with mock.patch.object(figures, "DPI", 48):
+def run(*arguments: str, drawn: bool = False) -> int:
+    """The command line, in this process, on one device; pictures are small, and are drawn sooner.
+
+    Those that every page has are drawn where a test asks for them: they take as long as a small training.
+    """
+    draw = html._draw if drawn else _undrawn
+    with mock.patch.object(figures, "DPI", 48), mock.patch.object(html, "_draw", draw):
         return main(["jaxclust", *arguments, "--config.runtime.devices=1"])
 
 
-def smoke(workdir: Path, *arguments: str) -> int:
+def _undrawn(picture: html.Picture, draw: Any, folder: Path) -> html.Picture:
+    return picture
+
+
+def smoke(workdir: Path, *arguments: str, drawn: bool = False) -> int:
     """A smoke training of two blocks by command line."""
-    return run("--config=configs/deepcluster.py:smoke", "--config.model.blocks=2", f"--workdir={workdir}", *arguments)
+    smallest = "--config=configs/deepcluster.py:smoke", "--config.model.blocks=2", f"--workdir={workdir}"
+    return run(*smallest, *arguments, drawn=drawn)

@@ -31,7 +31,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "photos"
-    assert smoke(workdir, f"--config.data.source=folder:{photos}", "--config.batch_size=64") == 0
+    assert smoke(workdir, f"--config.data.source=folder:{photos}", "--config.batch_size=64", drawn=True) == 0
     return workdir
 
 
@@ -67,6 +67,8 @@ def test_one_command_leaves_everything(trained):
     assert metrics[1].keys() >= {"train/loss", "clusters/found", "clusters/nmi_prev", "features/std", "lr/body"}
     samples = np.load(trained / "samples.npz", allow_pickle=False)
     assert samples["images"].shape[1:] == (8, 8, 1) and len(samples["images"]) == len(samples["cluster"])
+    drawn = {path.name for path in (trained / "report").glob("*.png")}
+    assert drawn >= {f"{name}{theme}.png" for name in ("curves", "clusters", "confusion") for theme in ("", "-dark")}
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
