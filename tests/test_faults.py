@@ -69,7 +69,7 @@ def go_on(workdir, *arguments):
 
 
 def outcome(workdir, stage="deepcluster"):
-    """All that a run leaves of a stage, times aside."""
+    """All that a run leaves of a stage, times aside; of a method that predicts no cluster there is no table."""
     folder = workdir / "checkpoints" / stage
     manager = ocp.CheckpointManager(folder.absolute(), item_handlers=ocp.StandardCheckpointHandler())
     arrays = manager.restore(manager.latest_step())
@@ -78,13 +78,14 @@ def outcome(workdir, stage="deepcluster"):
     untimed = [{k: v for k, v in m.items() if k not in ("time", "images_per_second")} for m in metrics]
     rounds = {path.name: dict(np.load(path)) for path in (workdir / "assignments" / stage).glob("*.npz")}
     del results["seconds"]
-    return arrays, (workdir / "assignments.csv").read_bytes(), results, untimed, rounds
+    tables = {path.name: path.read_bytes() for path in (*workdir.glob("assignments.csv"), *workdir.glob("scores/*"))}
+    return arrays, tables, results, untimed, rounds
 
 
 def assert_same_outcome(a, b, stage="deepcluster", numbers=range(4)):
-    arrays, csv, results, metrics, rounds = outcome(a, stage)
+    arrays, tables, results, metrics, rounds = outcome(a, stage)
     other_arrays, *others = outcome(b, stage)
-    assert others[:3] == [csv, results, metrics]
+    assert others[:3] == [tables, results, metrics]
     assert rounds.keys() == others[3].keys() == {f"{i}.npz" for i in numbers}
     for name in rounds:
         for key in rounds[name]:
@@ -148,19 +149,39 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, capsys):
     assert str(outcome(uninterrupted)) == str(before)
 
 
+def code(moment, count, command, workdir):
+    """How a command that the driver watches over ends."""
+    arguments = (command, "--config.runtime.devices=1", f"--workdir={workdir}")
+    with snippet(DRIVER, moment, count, *arguments, count=1, devices=8) as started:
+        (ended,) = started.finish(timeout=300)
+    return ended.code
+
+
 @pytest.mark.slow
 def test_spice_killed_in_each_stage_with_steps_goes_on_to_the_same(tmp_path):
-    def code(moment, count, name):
-        command = ("--config=configs/spice.py:smoke", "--config.runtime.devices=1", f"--workdir={tmp_path / name}")
-        with snippet(DRIVER, moment, count, *command, count=1, devices=8) as started:
-            (ended,) = started.finish(timeout=300)
-        return ended.code
-
-    assert code("never", 0, "whole") == 0
+    command = "--config=configs/spice.py:smoke"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert code("never", 0, command, whole) == 0
     stages = ("moco", "embed", "self", "reliable", "semi")
     for count, stage in ((25, "moco"), (30, "self"), (45, "semi")):  # each of 40 steps, saved after 20
-        assert code("step", count, "killed") == -signal.SIGKILL
-        assert [name for name in stages if (tmp_path / "killed" / "checkpoints" / name).exists()][-1] == stage
-    assert code("never", 0, "killed") == 0
+        assert code("step", count, command, killed) == -signal.SIGKILL
+        assert [name for name in stages if (killed / "checkpoints" / name).exists()][-1] == stage
+    assert code("never", 0, command, killed) == 0
     for stage, first in (("self", 0), ("semi", 1)):  # an untrained network tells no clusters
-        assert_same_outcome(tmp_path / "whole", tmp_path / "killed", stage, range(first, 3))
+        assert_same_outcome(whole, killed, stage, range(first, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "steps"), [("dscl", 10), ("clustnet", 20)])
+def test_what_learns_from_labels_killed_in_a_step_and_a_save_goes_on_to_the_same(stage, steps, tmp_path):
+    command = f"--config=configs/{stage}.py:smoke"  # of two rounds of so many steps
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert code("never", 0, command, whole) == 0
+    for moment, count in (("step", steps + 5), ("save", 1), ("step", steps - 5)):
+        assert code(moment, count, command, killed) == -signal.SIGKILL
+        saved = [int(path.name) for path in (killed / "checkpoints" / stage).iterdir() if path.name.isdigit()]
+        assert 0 < max(saved) < 2 * steps
+    assert code("never", 0, command, killed) == 0
+    assert_same_outcome(whole, killed, stage, [])
+    scores = {path.name for path in (whole / "scores").glob("*")}
+    assert len(scores) == (5 if stage == "clustnet" else 0)  # of the untrained network, and two of each round

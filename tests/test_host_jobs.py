@@ -140,3 +140,27 @@ def test_all_stages_of_spice_on_two_hosts_can_be_pictured_by_one(tmp_path, capsy
         said = capsys.readouterr().out
         names = {line.partition(":")[0] for line in said.splitlines() if f"{tmp_path}/run/pictures/" in line}
         assert names == drawn.get(stage, {"first_layer", "tsne", "prototypes", "similarity", "views"}), said
+
+
+LABELLED = {
+    # Experts that start with noise near one that was trained alone, with files of scores of every epoch.
+    "clustnet": ("--config=configs/clustnet.py:digits,pretrained,smoke", "--config.batch_size=24"),
+    "dscl": ("--config=configs/dscl.py:smoke", "--config.dscl.small_batch_size=24", "--config.dscl.bn=frozen"),
+}
+
+
+@pytest.mark.parametrize("method", LABELLED)
+def test_what_learns_from_labels_on_two_hosts_is_what_one_process_makes(method, tmp_path):
+    shared = (*LABELLED[method], "--config.runtime.dtype=float64", "--config.runtime.devices=0")
+    for name, count in (("one", 1), ("two", 2)):
+        job = shlex.join([*shared, f"--workdir={tmp_path / name}"])
+        with snippet(JOBS, job, count=count, devices=2 // count) as processes:
+            all_well(processes)
+    one, two = (results(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert {name for name in one if two[name] != pytest.approx(one[name], abs=1e-6)} <= {"seconds"}
+    there = sorted((tmp_path / "one" / "scores").glob("*.csv"))
+    assert len(there) == (5 if method == "clustnet" else 0)
+    for path in there:
+        rows, others = (np.loadtxt(tmp_path / name / "scores" / path.name, delimiter=",") for name in ("one", "two"))
+        np.testing.assert_allclose(rows, others, rtol=1e-5, atol=1e-7, err_msg=path.name)

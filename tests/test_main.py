@@ -274,3 +274,15 @@ def test_help_and_errors_come_at_once():
     assert not re.search(r"\| +(jax|tensorflow|flax)$", done.stderr, re.MULTILINE), "a typo should not cost an import"
     done = subprocess.run([*command[:1], "-m", "jaxclust.main", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--job" in done.stdout
+
+
+@pytest.mark.medium
+def test_tensorflow_comes_without_keras_and_leaves_the_environment_as_it_was():
+    code = """
+import os, sys
+from jaxclust.runtime import tensorflow
+name = "TF_USE_LEGACY_KERAS"
+squares = list(tensorflow().data.Dataset.range(3).map(lambda x: x * x).as_numpy_iterator())
+print(squares == [0, 1, 4], "keras.src" in sys.modules, os.environ.get(name))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False", "None"], done.stderr
