@@ -192,8 +192,8 @@ def warnings(
     if found is not None and found < 2:
         words.append(
             "The clustering has collapsed: all images are in one cluster, so the network has "
-            "nothing left to learn. Try a lower optimizer.body.lr, cluster.whiten=True, "
-            "or check that the images differ."
+            "nothing left to learn. Try a lower optimizer.body.lr, cluster.whiten=True, with ClustNet "
+            "clustnet.group_diversity=1, or check that the images differ."
         )
     elif share > 0.5:
         words.append(
