@@ -1,6 +1,7 @@
 """MoCo: the order of its step, its queue, its groups of batch norm, and what it refuses."""
 
 import json
+import re
 import runpy
 from functools import partial
 
@@ -184,6 +185,15 @@ def test_batch_norm_of_groups_is_that_of_four_separate_calls(stage, begun):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), stats, means)
     whole, _ = on_one_device(stage, partial(moco.together, net), variables, images, KEY)
     assert np.abs(whole - feature).max() > 0.01
+
+
+def test_no_convolution_of_a_step_is_in_groups_on_any_accelerator(stage, begun):
+    """A vmap over groups makes the gradient of each kernel one of every group, which is slow."""
+    state, (batch, _) = begun
+    for platform in ("tpu", "cuda", "cpu"):
+        text = stage.step.trace(state, batch, KEY).lower(lowering_platforms=(platform,)).as_text()
+        counts = re.findall(r"(?:batch|feature)_group_count = (\d+)", text)
+        assert len(counts) >= 8 and set(counts) == {"1"}, platform
 
 
 def keys_of(stage, begun, net, seed):

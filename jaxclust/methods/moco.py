@@ -173,13 +173,9 @@ def in_groups(net: Net, variables: Params, images: jax.Array, rng: jax.Array) ->
             f"config.moco.groups={net.groups} must be a multiple of the number of devices, which is {devices} "
             "(config.runtime.devices)"
         )
-    local = net.groups // devices
-    numbers = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-    alone = net.f._replace(body=net.f.body.clone(axis=None))
-    grouped = images.reshape(local, -1, *images.shape[1:])
-    feature, batch_stats = jax.vmap(partial(_trained, alone, variables, rng))(grouped, numbers)
-    means = jax.tree.map(lambda leaf: jax.lax.pmean(leaf.mean(axis=0), AXIS), batch_stats)
-    return feature.reshape(len(images), -1), means
+    grouped = net.f._replace(body=net.f.body.clone(axis=net.groups // devices))
+    feature, batch_stats = _trained(grouped, variables, rng, images, jax.lax.axis_index(AXIS))
+    return feature, jax.tree.map(lambda leaf: jax.lax.pmean(leaf, AXIS), batch_stats)
 
 
 def together(net: Net, variables: Params, images: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
@@ -190,7 +186,7 @@ def together(net: Net, variables: Params, images: jax.Array, rng: jax.Array) -> 
 def _trained(
     f: Classifier, variables: Params, rng: jax.Array, images: jax.Array, number: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """f in training mode of the group with a number."""
+    """f in training mode, whose dropout is of the device with a number."""
     found: Any = f.body.apply(
         variables,
         classifier.standardized(f, images),

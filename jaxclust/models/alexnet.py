@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import runtime
 from jaxclust.errors import ConfigError
-from jaxclust.models.layers import adaptive_mean, conv, conv_norm, dense_init, max_pool, seen
+from jaxclust.models.layers import Rows, adaptive_mean, conv, conv_norm, dense_init, max_pool, seen
 
 
 class Conv(NamedTuple):
@@ -64,7 +64,7 @@ class AlexNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -7,7 +7,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import conv_norm, max_pool, seen
+from jaxclust.models.layers import Rows, conv_norm, max_pool, seen
 
 
 class ConvNet(nn.Module):
@@ -23,7 +23,7 @@ class ConvNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

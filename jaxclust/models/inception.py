@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import runtime
 from jaxclust.errors import ConfigError
-from jaxclust.models.layers import conv_norm, max_pool, mean_feature, seen
+from jaxclust.models.layers import Rows, conv_norm, max_pool, mean_feature, seen
 
 NETWORKS = ("inception_v3",)
 
@@ -121,7 +121,7 @@ class Inception(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -42,27 +42,64 @@ def conv(
     return nn.Conv(features, sides, stride, pads, kernel_init=kernel_init, conv_general_dilated=convolve, **kwargs)
 
 
+Rows = str | int | None
+"""Whose rows make the statistics of a batch norm: those of all devices along an axis, of so many groups of consecutive
+rows of this device, each alone, or of this device (None)."""
+
+
 def batch_norm(
     train: bool,
     param_dtype: Any = jnp.float32,
-    axis: str | None = AXIS,
+    axis: Rows = AXIS,
     momentum: float = 0.9,
     epsilon: float = 1e-5,
     **kwargs: Any,
-) -> nn.BatchNorm:
-    """Batch norm over the rows of all devices, or with `axis` None over those that it is given alone.
+) -> nn.Module:
+    """Batch norm with statistics of the rows of `axis`, by default of all devices.
 
     Epsilon 1e-5; running statistics keep 0.9 (PyTorch's 0.1) unless said.
     """
+    settings = {"momentum": momentum, "epsilon": epsilon, "param_dtype": param_dtype, **kwargs}
+    if train and isinstance(axis, int):
+        return GroupedNorm(groups=axis, **settings)
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=momentum,
-        epsilon=epsilon,
-        axis_name=axis,
-        param_dtype=param_dtype,
+        axis_name=axis if isinstance(axis, str) else None,
         force_float32_reductions=param_dtype == jnp.float32,  # statistics in float64 where parameters are
-        **kwargs,
+        **settings,
     )
+
+
+class GroupedNorm(nn.Module):
+    """Batch norm of rows [B, ..., C] in training, each of `groups` of consecutive rows by its own statistics.
+
+    Running statistics are means over the groups. Parameters, constants and evaluation are those of `batch_norm`. (Under
+    a vmap over groups the gradients of kernels would be of each group, and several times as slow.)
+    """
+
+    groups: int
+    momentum: float
+    epsilon: float
+    param_dtype: Any
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, kind = x.shape[-1:], self.param_dtype
+        scale = self.param("scale", nn.initializers.ones, shape, kind)
+        bias = self.param("bias", nn.initializers.zeros, shape, kind)
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, kind),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape, kind),
+        }
+        rows = x.astype(kind).reshape(self.groups, -1, *shape)
+        mean = rows.mean(axis=1, keepdims=True)
+        found = {"mean": mean, "var": jnp.mean(jnp.square(rows - mean), axis=1, keepdims=True)}
+        for name, variable in running.items():
+            of_all = found[name].mean(axis=(0, 1))
+            variable.value = self.momentum * variable.value + (1 - self.momentum) * of_all
+        normed = (rows - mean) * (jax.lax.rsqrt(found["var"] + self.epsilon) * scale) + bias
+        return normed.reshape(x.shape).astype(self.dtype)
 
 
 class RowNorm(nn.Module):
@@ -109,7 +146,7 @@ def conv_norm(
     *,
     name: str,
     train: bool,
-    axis: str | None,
+    axis: Rows,
     bias: bool = True,
     kernel_init: Any = conv_init,
     epsilon: float = 1e-5,

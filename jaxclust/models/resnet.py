@@ -16,7 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import conv_init, conv_norm, max_pool, mean_feature, seen, uniform_init
+from jaxclust.models.layers import Rows, conv_init, conv_norm, max_pool, mean_feature, seen, uniform_init
 
 Layer = Callable[..., jax.Array]
 """conv_norm with all but the input, the sizes and the name."""
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import adaptive_mean, conv_norm, dense_init, max_pool, seen
+from jaxclust.models.layers import Rows, adaptive_mean, conv_norm, dense_init, max_pool, seen
 
 NETWORKS = {"vgg16": (2, 2, 3, 3, 3)}
 """Convolutions in each of the five blocks."""
@@ -41,7 +41,7 @@ class VGG(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import runtime
-from jaxclust.models.layers import batch_norm, conv, mean_feature, seen
+from jaxclust.models.layers import Rows, batch_norm, conv, mean_feature, seen
 
 
 class Groups(NamedTuple):
@@ -48,7 +48,7 @@ class WideResNet(nn.Module):
     sobel: bool
     dtype: Any
     param_dtype: Any
-    axis: str | None = runtime.AXIS  # of batch norm
+    axis: Rows = runtime.AXIS  # of batch norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
