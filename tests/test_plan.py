@@ -365,6 +365,20 @@ def test_of_several_stages_each_has_its_own_images_and_batches():
     assert [measure.takes(moco, infos["moco"], 128 * times) for times in (1, 3, 5, 200)] == [True, False, True, False]
 
 
+@whole
+def test_what_is_planned_is_kept_when_a_later_stage_is_stopped(tmp_path, monkeypatch, found):
+    def first_alone(config, name, info, topologies):
+        if name != "moco":
+            raise KeyboardInterrupt
+        return {"cpu:8": found}
+
+    monkeypatch.setattr(plan, "plans_of", first_alone)
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(from_file(Path("configs/spice.py"), "smoke"), tmp_path, Options(topology="cpu:8"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == {"moco": {"cpu:8": found}}
+    assert "Not planned: embed, reliable" in (tmp_path / "plan.md").read_text()
+
+
 def test_images_that_are_elsewhere_must_be_described(tmp_path):
     with pytest.raises(ConfigError, match=r"'folder:/elsewhere' is not on this machine; say .*data.num_images"):
         refused(tmp_path, "cpu:8", data__source="folder:/elsewhere")

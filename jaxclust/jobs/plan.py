@@ -27,7 +27,7 @@ from jaxclust.train.stage import Stage
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Writes plan.json and plan.md, with a column for each of the topologies (separated by commas).
+    """Writes plan.json and plan.md, with a column for each of the topologies (separated by commas), as stages are done.
 
     ConfigError on an unknown topology, a batch that its chips cannot share, or images of which nothing is known.
     """
@@ -38,18 +38,19 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     topologies = [topology.get(name.strip()) for name in options.topology.split(",")]
     infos, known = images(config)
     config = workdir_lib.resolved(config, infos[stage_names(config)[0]].image_shape)
-    trained = [name for name in infos if trains(config, name)]
-    plans = {name: plans_of(config, name, infos[name], topologies) for name in trained}
     text = f"# Plan\n\nImages {known}, {config.runtime.dtype}; {estimate.ASSUMPTIONS}.\n"
+    trained = [name for name in infos if trains(config, name)]
     if left_out := [name for name in infos if name not in trained]:
         text += f"\nNot planned: {', '.join(left_out)}, which take no step.\n"
-    for name, plans_there in plans.items():
+    plans: dict[str, dict[str, Plan]] = {}
+    for name in trained:
+        plans[name] = plans_there = plans_of(config, name, infos[name], topologies)
         shape = " x ".join(map(str, infos[name].image_shape))
         text += f"\n## {name}\n\n{infos[name].size:,} images of {shape}\n\n{table(plans_there)}\n"
         text += "\n".join(f"- {where}: {verdict(plan)}" for where, plan in plans_there.items()) + "\n"
-    write_json(workdir / "plan.json", plans)
-    with replacing(workdir / "plan.md") as temporary:
-        temporary.write_text(text)
+        write_json(workdir / "plan.json", plans)  # after each stage: the next one may take minutes
+        with replacing(workdir / "plan.md") as temporary:
+            temporary.write_text(text)
     print(f"{text}\nresults: {workdir / 'plan.md'}", flush=True)
 
 
