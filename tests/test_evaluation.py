@@ -181,6 +181,12 @@ def test_warnings_say_what_is_wrong(found, share, n, loss, words):
     assert all(word in text and "ry " in text for word, text in zip(words, got, strict=True))
 
 
+@pytest.mark.parametrize(("spread", "loss", "warned"), [(0.05, 7.0, True), (0.3, 7.0, False), (0.05, None, False)])
+def test_embeddings_that_are_all_the_same_are_warned_of(spread, loss, warned):
+    got = clustering.warnings({"train/spread": spread}, 1000, None, loss=loss)
+    assert [f"{spread:.3f} of 1" in text and "moco.temperature" in text for text in got] == [True] * warned
+
+
 def test_ami_is_left_out_where_it_would_take_minutes():
     ids = np.arange(400)
     assert "ami" not in clustering.scores(ids, ids) and clustering.scores(ids, ids)["nmi"] == 1

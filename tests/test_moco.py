@@ -171,6 +171,15 @@ def test_the_loss_of_unrelated_vectors_is_that_of_guessing_and_of_equal_ones_far
     assert abs(guessing - 4.9 - equal) < 0.1
 
 
+def test_the_spread_is_0_of_equal_vectors_and_1_of_opposite_ones(stage, begun):
+    one = np.eye(1, DIM, dtype=np.float32)
+    for rows, spread in ((np.repeat(one, 8, axis=0), 0), (np.concatenate([one, -one]), 1), (np.eye(4, DIM), 0.75)):
+        assert on_one_device(stage, moco.spread, jnp.asarray(rows)) == pytest.approx(spread, abs=1e-6)
+    state, (batch, _) = begun
+    said = stepped(stage, state, batch).sums
+    assert 0 < said["spread"] < 1 and said["count"] == 1
+
+
 def test_batch_norm_of_groups_is_that_of_four_separate_calls(stage, begun):
     state, (batch, _) = begun
     net, images = net_of(stage), batch["views"]["query"]

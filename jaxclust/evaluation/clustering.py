@@ -22,6 +22,7 @@ Average = Literal["arithmetic", "geometric"]
 POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns; so do we
 AMI_CELLS = 100_000  # clusters x classes; a million of them takes scikit-learn 40 s, in which nothing else runs
 IMAGES_PER_FOUND_CLUSTER = 10  # a clustering that finds its number and gives each fewer has fallen to pieces
+LEAST_SPREAD = 0.1  # of embeddings that have not collapsed
 
 
 class Contingency(NamedTuple):
@@ -209,6 +210,13 @@ def warnings(
                 "not learn its clusters. Try a lower optimizer.body.lr, weaker augmentation "
                 "under views, or more steps between two clusterings."
             )
+    spread = metrics.get("train/spread", 1.0)
+    if loss is not None and spread < LEAST_SPREAD:
+        words.append(
+            f"Embeddings of all images are nearly the same (their spread is {spread:.3f} of 1): MoCo has collapsed, "
+            "even if its loss still moves. Try a lower optimizer.body.lr, a higher moco.temperature, or a "
+            "moco.momentum nearer to 1."
+        )
     if k is None and found is not None and n < IMAGES_PER_FOUND_CLUSTER * found:
         words.append(
             f"{found:,.0f} clusters of {n:,} images are small pieces: the graph has too few neighbours to join them. "

@@ -122,7 +122,16 @@ def loss(net: Net, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -
         "queue": jax.lax.dynamic_update_slice_in_dim(extra["queue"], keys, place, axis=0),
     }
     value = weighted_cross_entropy(scores, jnp.zeros(len(query), jnp.int32), batch["weight"])
-    return value, Aux(merge(extra, **changes), {"top1": jnp.mean(before < 1), "top5": jnp.mean(before < 5)})
+    metrics = {"top1": jnp.mean(before < 1), "top5": jnp.mean(before < 5), "spread": spread(query)}
+    return value, Aux(merge(extra, **changes), metrics)
+
+
+def spread(query: jax.Array) -> jax.Array:
+    """1 - |mean z|^2 of unit vectors z [B, D], over all devices: 1 if they point everywhere, 0 if all are the same.
+
+    Then the loss may still fall, and each key be found, by nothing but the queue's keys being older.
+    """
+    return 1 - jnp.sum(jnp.square(jax.lax.pmean(jnp.mean(query, axis=0), AXIS)))
 
 
 def compared(query: jax.Array, own: jax.Array, queue: jax.Array) -> jax.Array:

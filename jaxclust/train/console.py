@@ -29,6 +29,8 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
     known = {
         "train/loss": lambda v: f"loss {v:.3f}",
         "train/accuracy": lambda v: f"accuracy {v:.3f}",
+        "train/top1": lambda v: f"own key first {v:.0%}",
+        "train/spread": lambda v: f"spread {v:.2f}",
         "clusters/found": lambda v: f"clusters {v:.0f}" + (f"/{asked}" if asked else ""),
         "clusters/largest_share": lambda v: f"largest {v:.0%}",
         "clusters/nmi_prev": lambda v: f"NMI to previous {v:.3f}",
