@@ -493,7 +493,7 @@ def test_sizes_and_channels_are_chosen_from_the_headers(tmp_path):
 ON = {"crop_area": 0.5, "flip": 0.5, "rotate": 20, "brightness": 0.3}
 
 
-@pytest.fixture(params=["array", pytest.param("ragged", marks=pytest.mark.wide), "lazy"])
+@pytest.fixture(params=[*(pytest.param(kind, marks=pytest.mark.wide) for kind in ("array", "ragged")), "lazy"])
 def split(request, tmp_path):
     """17 images with ids that can be read off their pixels, each way a split can hold them."""
     for i in range(17):

@@ -137,6 +137,7 @@ def test_the_bank_is_what_the_round_said_and_its_centroids_are_the_prototypes(st
     assert not (tmp_path / "rows").exists()
 
 
+@pytest.mark.wide
 def test_prototypes_do_not_move_while_they_are_frozen(tmp_path, begun):
     stage = ready(tmp_path, optimizer__prototypes__frozen=1, optimizer__prototypes__weight_decay=0.1)
     params = begun[0].params
@@ -159,6 +160,7 @@ def test_images_that_a_round_did_not_meet_have_no_target_in_the_next(stage, tmp_
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(snapshot.state.params)))
 
 
+@pytest.mark.wide
 def test_predict_names_the_prototype_with_the_largest_score(stage, begun):
     state = begun[0]
     images = few_digits(SIZE).splits["train"].images[:20]

@@ -105,7 +105,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.medium
 def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path, capsys):
     workdir = tmp_path / "killed"
-    for moment, count in (("step", 20), ("save", 2), ("clustering", 1), ("step", 3)):
+    for moment, count in (("step", 20), ("save", 2), ("clustering", 1)):
         with snippet(DRIVER, moment, count, *ARGUMENTS, f"--workdir={workdir}", count=1, devices=8) as started:
             (ended,) = started.finish()
         assert ended.code == -signal.SIGKILL, (moment, ended)

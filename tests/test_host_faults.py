@@ -497,7 +497,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("slow", "text"),
     [
-        pytest.param("steps", "step 8\n", marks=pytest.mark.medium),
+        pytest.param("steps", "step 8\n", marks=pytest.mark.wide),
         pytest.param("clustering", "clustering", marks=pytest.mark.slow),
     ],
 )

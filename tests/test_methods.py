@@ -74,7 +74,8 @@ def trained(config, workdir):
 
 
 every_method = pytest.mark.parametrize("config", ALL, indirect=True)
-AS_ANOTHER = {"uad", "fixmatch", "refreshed", "two_views", "averaged"}  # goes on as deepcluster, spice or a toy does
+# They go on as deepcluster, spice, clustnet or a toy does.
+AS_ANOTHER = {"uad", "fixmatch", "dscl", "refreshed", "two_views", "averaged", "two_optimizers"}
 BEGINNING = [name for name in (*PUBLISHED, *TOYS, *VECTORS) if name != "reliable"]  # has no steps, see test_spice
 beginning = pytest.mark.parametrize(
     "config",

@@ -120,6 +120,7 @@ def test_rows_of_training_are_those_of_the_steps_before_the_gate_chose(done):
 
 
 @pytest.mark.medium
+@pytest.mark.wide
 def test_a_run_that_died_writes_the_same_files(done, tmp_path):
     with pytest.raises(Stopped):
         loop.run_stage(prepared(clustnet(), tmp_path, divided()), StopAt(18))

@@ -144,6 +144,7 @@ def test_recall_is_a_panel_of_the_page(judged):
 
 
 @pytest.mark.medium
+@pytest.mark.wide
 def test_a_frozen_body_is_judged_by_features_that_are_kept_too(tmp_path):
     config = made(
         freeze_body=True, steps=1, refresh_every="2 steps", eval_every="1 step", data__hold_out=0.3, save_every="never"
