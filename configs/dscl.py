@@ -53,7 +53,7 @@ def digits(config: ConfigDict) -> None:
 def tiny(config: ConfigDict) -> None:
     """The first 20 classes of a part of Tiny-ImageNet, seen at 32 x 32 by a ResNet-18; 19 others are searched.
 
-    64 numbers find images of other classes better than the 20 that as many classes need, in half the steps.
+    Embeddings of 64 numbers find images of other classes better than those of 20, one for each class learnt from.
     """
     config.data.source, config.data.train_classes = "folder:tinynet", "first:20"
     config.data.image_size, config.data.channels = 32, 3

@@ -179,12 +179,12 @@ def warnings(
     loss: float | None = None,
     num_outputs: int | None = None,
 ) -> list[str]:
-    """Says in words what is suspicious about a clustering of n images into k clusters.
+    """Says in words what is suspicious about a clustering of n images into k clusters, or about MoCo's embeddings.
 
     Args:
-      metrics: as from `sizes`; what is absent is not judged.
+      metrics: as from `sizes`, and MoCo's "train/spread"; what is absent is not judged.
       k: clusters asked for; None: the clustering finds their number itself.
-      loss: mean cross-entropy of the round in nats.
+      loss: mean cross-entropy of the round in nats; None: too early to judge what is learnt.
       num_outputs: number of clusters the head tells apart.
     """
     found = metrics.get("clusters/found")

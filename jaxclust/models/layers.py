@@ -70,6 +70,17 @@ def batch_norm(
     )
 
 
+def _of_norm(
+    module: nn.Module, shape: tuple[int, ...], kind: Any
+) -> tuple[jax.Array, jax.Array, dict[str, nn.Variable[jax.Array]]]:
+    """Scale and bias of a batch norm, and its running statistics "mean" and "var", by the names of `nn.BatchNorm`."""
+    scale = module.param("scale", nn.initializers.ones, shape, kind)
+    bias = module.param("bias", nn.initializers.zeros, shape, kind)
+    mean = module.variable("batch_stats", "mean", jnp.zeros, shape, kind)
+    var = module.variable("batch_stats", "var", jnp.ones, shape, kind)
+    return scale, bias, {"mean": mean, "var": var}
+
+
 class GroupedNorm(nn.Module):
     """Batch norm of rows [B, ..., C] in training, each of `groups` of consecutive rows by its own statistics.
 
@@ -86,12 +97,7 @@ class GroupedNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape, kind = x.shape[-1:], self.param_dtype
-        scale = self.param("scale", nn.initializers.ones, shape, kind)
-        bias = self.param("bias", nn.initializers.zeros, shape, kind)
-        running = {
-            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, kind),
-            "var": self.variable("batch_stats", "var", jnp.ones, shape, kind),
-        }
+        scale, bias, running = _of_norm(self, shape, kind)
         rows = x.astype(kind).reshape(self.groups, -1, *shape)
         mean = rows.mean(axis=1, keepdims=True)
         found = {"mean": mean, "var": jnp.mean(jnp.square(rows - mean), axis=1, keepdims=True)}
@@ -116,12 +122,7 @@ class RowNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array) -> jax.Array:
         shape, kind = x.shape[-1:], self.param_dtype
-        scale = self.param("scale", nn.initializers.ones, shape, kind)
-        bias = self.param("bias", nn.initializers.zeros, shape, kind)
-        running = {
-            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, kind),
-            "var": self.variable("batch_stats", "var", jnp.ones, shape, kind),
-        }
+        scale, bias, running = _of_norm(self, shape, kind)
         x, weight = x.astype(kind), rows.astype(kind)[:, None, None, None]
 
         def total(values: jax.Array) -> jax.Array:
