@@ -1,10 +1,14 @@
 """`config.groups`: two groups of classes, which are all that a method with labels="group" learns of labels."""
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust.errors import ConfigError
 
+MOST = 1_000_000  # classes, so that a slip of the finger does not fill the memory
+NAMED = 10  # in an error
 EXAMPLE = "'0-4,5-9', or '0+2-4,1+5-9' where classes are not in a row"
 
 
@@ -24,7 +28,7 @@ def classes(text: str) -> tuple[list[int], list[int]]:
 
 def _span(part: str) -> range:
     first, _, last = part.strip().partition("-")
-    if int(last or first) < int(first):
+    if not int(first) <= int(last or first) < MOST:
         raise ValueError(part)
     return range(int(first), int(last or first) + 1)
 
@@ -34,17 +38,18 @@ def groups_of(text: str, num_classes: int) -> NDArray[np.int32]:
 
     ConfigError unless each class is in one of them.
     """
-    found = [label for group in classes(text) for label in group]
+    found = Counter(label for group in classes(text) for label in group)
     wrong = {
-        "are in both": {label for label in found if found.count(label) > 1},
+        "are in both": {label for label, count in found.items() if count > 1},
         "are in none": set(range(num_classes)) - set(found),
         "do not exist": set(found) - set(range(num_classes)),
     }
     for what, labels in wrong.items():
         if labels:
+            named = ", ".join(map(str, sorted(labels)[:NAMED])) + ", …" * (len(labels) > NAMED)
             raise ConfigError(
                 f"config.groups={text!r}: of the classes 0 to {num_classes - 1} each must be in one of two groups, and "
-                f"these {what}: {', '.join(map(str, sorted(labels)))}"
+                f"these {what}: {named}"
             )
     positive = np.zeros(num_classes, np.int32)
     positive[classes(text)[0]] = 1

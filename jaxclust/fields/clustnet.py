@@ -42,7 +42,7 @@ CLUSTNET = {
     "optimizer": choice("sgd", ("adam", "amsgrad"), "rule of the method's two optimisers; `optimizer` is not used"),
     "momentum": number(0.5, 0.0, 0.9999, "momentum of sgd"),
     "lr": number(0.01, 0.0, math.inf, "learning rate of the experts"),
-    "lr_gate": number(-1.0, -1.0, math.inf, "learning rate of the gate; -1: `lr`"),
+    "lr_gate": Field(-1.0, lambda v: v == -1 or 0 <= v < math.inf, "0 or more, or -1", "rate of the gate; -1: `lr`"),
     "lr_next": some((), 0.0, math.inf, "rates of the experts after `lr`, each for an equal share of the rounds"),
     "lr_gate_next": some((), 0.0, math.inf, "rates of the gate after `lr_gate`, as many; of lr_gate=-1 also `lr_next`"),
     "period": number(2, 0, math.inf, "steps that gate and experts move in turn; 0: both in each step"),

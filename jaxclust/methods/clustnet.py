@@ -67,6 +67,12 @@ def check(config: ConfigDict, info: DataInfo) -> None:
     groups_of(config.groups, info.num_classes)
     if k < 2:
         raise ConfigError(f"config.cluster.k={k} is the number of experts, of which the gate needs at least 2")
+    if config.evaluate.metric_groups == "upstream" and (info.num_classes != 10 or k > 9):
+        raise ConfigError(
+            "config.evaluate.metric_groups='upstream' judges by ten classes in an order of the published code, of "
+            f"which the experts take the first: config.data.source={config.data.source!r} has {info.num_classes} "
+            f"classes, and config.cluster.k={k} must be below 10"
+        )
     if s.mode == "separated" and not s.period:
         raise ConfigError("config.clustnet.mode='separated' moves in turns: config.clustnet.period must be at least 1")
     if s.combine == "halves" and (k % 2 or s.experts.dense_layers or s.mode == "separated"):
@@ -93,10 +99,10 @@ def _check_sizes(config: ConfigDict, info: DataInfo) -> None:
     for name in ("encoder", "gate", "experts"):
         sizes, field = stack(s[name]), f"config.clustnet.{name}"
         hidden = s[name].get("dense_layers", 1) - 1
-        if sizes.depth and len(shape) == 1 and name != "encoder":
+        if sizes.depth and len(shape) == 1:
+            instead = "" if name == "encoder" else f", and {field}.dense_layers to what is needed"
             raise ConfigError(
-                f"{field}.layers={sizes.layers} are convolutions of {seen}, which are vectors; set it to 0, and "
-                f"{field}.dense_layers to what is needed"
+                f"{field}.layers={sizes.layers} are convolutions of {seen}, which are vectors; set it to 0{instead}"
             )
         if sizes.depth and len(shape) > 1 and 0 in map_shape(sizes, shape):
             raise ConfigError(

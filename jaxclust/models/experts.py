@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 from jaxclust.models.layers import RowNorm, batch_norm, conv, max_pool, uniform_dense, uniform_init
 from jaxclust.runtime import AXIS
 
+transposed_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+"""U(-a, a) with a = 1 / sqrt(k * k * C_out): PyTorch takes this for the fan-in of a transposed convolution."""
+
 
 class Stack(NamedTuple):
     """Sizes of a stack of convolutions; `layers` 0: there is none, and 1 makes two."""
@@ -149,7 +152,7 @@ class Decoder(nn.Module):
                 x = unpool(x, places[0], s.pool)
             width, last = (self.channels, True) if number == s.depth - 1 else (s.channels, False)
             y = nn.ConvTranspose(
-                width, (s.kernel, s.kernel), padding="VALID", use_bias=False, kernel_init=uniform_init,
+                width, (s.kernel, s.kernel), padding="VALID", use_bias=False, kernel_init=transposed_init,
                 name=f"conv{number + 1}_conv", **kinds,
             )(x)  # fmt: skip
             if not last or self.last_relu:
