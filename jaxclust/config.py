@@ -7,7 +7,9 @@ A config is an `ml_collections.ConfigDict` made by `base()`, changed by a file i
 import difflib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,19 @@ def for_stage(config: ConfigDict, name: str) -> ConfigDict:
     if name in config.stage:
         merged.update(config.stage[name].to_dict())
     return merged
+
+
+@contextmanager
+def naming_section(config: ConfigDict, name: str) -> Iterator[None]:
+    """Adds to a ConfigError where stage `name` has the settings that it names, if in a section of its own."""
+    try:
+        yield
+    except ConfigError as error:
+        own = [setting for setting, _ in flatten(config.stage.get(name, ConfigDict()))]
+        named = [f"config.stage.{name}.{s}" for s in own if re.search(rf"\bconfig\.{re.escape(s)}\b", str(error))]
+        if not named:
+            raise
+        raise ConfigError(f"{error} (for this stage: {', '.join(named)})") from None
 
 
 def save(config: ConfigDict, path: Path) -> None:

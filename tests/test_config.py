@@ -91,6 +91,22 @@ def test_a_stage_sees_the_whole_config_with_its_section_laid_over():
         c.validate(config)
 
 
+def test_an_error_says_which_settings_a_stage_has_for_itself():
+    config = c.base()
+    with config.unlocked():
+        config.stage.first = {"batch_size": 1500, "optimizer": {"body": {"lr": 0.5}}}
+    said, more = (
+        "config.batch_size=1500 images, and there are 300",
+        r" \(for this stage: config.stage.first.batch_size\)",
+    )
+    with pytest.raises(ConfigError, match=f"^{said}{more}$"), c.naming_section(config, "first"):
+        raise ConfigError(said)
+    others = "config.eval_batch_size=1", "config.optimizer.body.lrs=1"
+    for name, words in (("second", said), *(("first", other) for other in others)):
+        with pytest.raises(ConfigError, match=f"^{words}$"), c.naming_section(config, name):
+            raise ConfigError(words)
+
+
 def test_json_round_trip(tmp_path):
     config = load("configs/deepcluster.py", "folder")
     with config.unlocked():

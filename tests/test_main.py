@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from small import digit_files, few_digits, run, smoke
 from jaxclust import main
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
+from jaxclust.train import workdir as train_workdir
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,20 @@ def test_images_that_changed_since_the_run_began_are_refused(trained, photos, ca
         assert "no longer those that the run" in capsys.readouterr().err
     finally:
         extra.unlink()
+
+
+def test_what_is_set_for_a_stage_alone_may_change_until_it_begins(tmp_path):
+    config, source = from_file(Path("configs/spice.py"), "smoke"), few_digits(20)
+    train_workdir.write(config, tmp_path, source, 1)
+    (tmp_path / "checkpoints" / "self" / "0").mkdir(parents=True)
+    config.stage.reliable.update({"reliable": {"score": 0.5}})
+    train_workdir.check(config, tmp_path, source)
+    for name, setting in (("reliable", "reliable.score"), ("self", "batch_size")):
+        (tmp_path / "checkpoints" / name / "0").mkdir(parents=True, exist_ok=True)
+        config.stage.self.batch_size += name == "self"
+        with pytest.raises(ConfigError, match=f"other settings:\n  config.stage.{name}.{setting}"):
+            train_workdir.check(config, tmp_path, source)
+        train_workdir.write(config, tmp_path, source, 1)
 
 
 def test_a_folder_of_other_files_is_no_workdir(tmp_path, capsys):

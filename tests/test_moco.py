@@ -338,7 +338,7 @@ def test_a_run_without_clusters_ends_with_comparisons_and_a_page_without_them(tm
         ({"views__key__number": 2}, "views.key.number=2, but config.method='moco' sees one of each image in a view"),
         ({"moco__groups": 5}, "config.batch_size=32 must divide by config.moco.groups=5"),
         ({"runtime__devices": 8}, "moco.groups=4 must be a multiple of the number of devices, which is 8"),
-        ({"freeze_body": True}, "learns from views of images: config.freeze_body must be False"),
+        ({"freeze_body": True}, "learns a body: config.freeze_body must be False"),
     ],
 )
 def test_what_it_cannot_work_with_is_refused_before_it_starts(tmp_path, fields, words):
@@ -347,5 +347,5 @@ def test_what_it_cannot_work_with_is_refused_before_it_starts(tmp_path, fields, 
 
 
 def test_vectors_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="images, not vectors"):
+    with pytest.raises(ConfigError, match="has vectors; heads alone learn from these: .*spice.py:features"):
         prepared(made(), tmp_path, few_vectors())

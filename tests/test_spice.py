@@ -25,6 +25,7 @@ from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, validation
 from jaxclust.train.checkpoint import Checkpoints
+from jaxclust.train.console import print_round
 from jaxclust.train.refresh import refresh
 from jaxclust.train.refresh import run as over_all
 
@@ -182,10 +183,35 @@ def test_heads_of_another_run_come_along_and_what_it_selected_does_not(tmp_path)
     asked = prepared(config, tmp_path / "third", vectors).first()
     assert not changed(there.state.extra["selected"], asked.state.extra["selected"])
     config.cluster.k = 7
-    with pytest.raises(ConfigError, match=r"heads.*bias is \(3, 10\) in .*\(3, 7\); .*another config.cluster.k"):
+    with pytest.raises(ConfigError, match=r"heads.*bias is \(3, 10\) in .*\(3, 7\); .*such as config.cluster.k"):
         prepared(config, tmp_path / "fourth", vectors)
 
 
+@pytest.mark.medium
+def test_statistics_that_moved_with_the_heads_are_not_left_behind(tmp_path):
+    """A stage that asks the heads must see what they saw."""
+    config = spice_config(
+        data__source="digits", freeze_body=False, cluster__k=4, batch_size=32, model__blocks=1, model__width=4,
+        model__dim=8, spice__num_head=2, spice__train_sub_batch_size=16, spice__mstep_bn="batch",
+    )  # fmt: skip
+    config_lib.save(config, tmp_path / "first" / "config.json")
+    snapshot = prepared(config, tmp_path / "first", few_digits(64)).first()
+    Checkpoints(tmp_path / "first" / "checkpoints" / "self", keep=1).save(1, snapshot)
+    with config.unlocked():
+        config.update({"method": "reliable", "rounds": 0, "init_from": str(tmp_path / "first")})
+    config.reliable.num_neighbor = 10
+    prepared(config, tmp_path / "second", few_digits(64))
+    config.spice.mstep_bn = "frozen"
+    with pytest.raises(ConfigError, match="extra.drift.* this config makes no such array; .* other settings"):
+        prepared(config, tmp_path / "third", few_digits(64))
+
+
+def test_statistics_move_only_where_there_are_some(tmp_path):
+    with pytest.raises(ConfigError, match="mstep_bn='batch' moves statistics .* set it to 'frozen'"):
+        prepared(spice_config(**SMALL, spice__mstep_bn="batch"), tmp_path, clouds(400))
+
+
+@pytest.mark.medium
 def test_reliable_labels_are_refused_without_heads_that_were_selected(tmp_path):
     config, vectors = spice_config(**SMALL, method="reliable", rounds=0), clouds(400, labelled=False)
     with pytest.raises(ConfigError, match="asks the head that SPICE-Self selected, and config.init_from='' brings"):
@@ -195,7 +221,7 @@ def test_reliable_labels_are_refused_without_heads_that_were_selected(tmp_path):
     config_lib.save(config, tmp_path / "other" / "config.json")
     trained(config, tmp_path / "other", vectors)
     config.method, config.init_from = "reliable", str(tmp_path / "other")
-    with pytest.raises(ConfigError, match="params.heads.*is missing in .*/other/.*or by another method"):
+    with pytest.raises(ConfigError, match="params.heads.*is missing in .*/other/.*by another method"):
         prepared(config, tmp_path / "asked", vectors)
 
 
@@ -241,12 +267,13 @@ def slow_head(w, x):
     return hidden, odds / odds.sum(axis=1, keepdims=True)
 
 
-def slow_gradient(w, x, label):
-    """Of the mean double softmax of a head."""
+def slow_gradient(w, x, label, loss):
+    """Of the mean loss of a head."""
     hidden, p = slow_head(w, x)
     q = np.exp(p) / np.exp(p).sum(axis=1, keepdims=True)
     of_p = (q - np.eye(K)[label]) / len(x)
-    of_scores = p * (of_p - (of_p * p).sum(axis=1, keepdims=True))
+    double = p * (of_p - (of_p * p).sum(axis=1, keepdims=True))
+    of_scores = double if loss == "double_softmax" else (p - np.eye(K)[label]) / len(x)
     of_hidden = of_scores @ w["embedding"]["kernel"].T * (hidden > 0)
     return {
         "hidden1": {"kernel": x.T @ of_hidden, "bias": of_hidden.sum(axis=0)},
@@ -266,9 +293,10 @@ def slow_adam(w, gradients, lr):
 
 
 @pytest.mark.medium
-def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64):
+@pytest.mark.parametrize("loss", ["double_softmax", "single_softmax"])
+def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64, loss):
     """Centres of originals by scores of weak views, gradients of strong ones, the decay, and Adam, in NumPy."""
-    config = spice_config(**SMALL, spice__weight_decay=0.01, runtime__dtype="float64")
+    config = spice_config(**SMALL, spice__weight_decay=0.01, spice__loss=loss, runtime__dtype="float64")
     stage = prepared(config, tmp_path, clouds(400))
     state, targets = stage.first()
     state, batch = jax.device_get(state), next(loop._batches(stage, targets, 0))
@@ -284,12 +312,20 @@ def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64):
         index, label, _ = (np.array(part) for part in slow_labels(unit, np.log(slow_head(w, weak)[1]), 10, 20))
 
         def gradient(chosen, w, index=index, label=label):
-            of_loss = slow_gradient(w, strong[index[chosen]], label[chosen])
+            of_loss = slow_gradient(w, strong[index[chosen]], label[chosen], loss)
             return jax.tree.map(lambda g, w: g / 3 + 0.01 * w, of_loss, w)
 
         expected = slow_adam(w, [partial(gradient, chosen) for chosen in places], 0.005)
         moved = jax.tree.map(lambda leaf, h=h: leaf[h], after)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), moved, expected)
+
+
+def test_a_loss_with_a_floor_is_no_sign_that_nothing_is_learnt(stage, capsys):
+    """The double softmax of ten clusters does not fall below 1.46, which is over ln 4."""
+    print_round(stage, 9 * stage.lengths.round, {"train/loss": 1.48, "clusters/found": 4.0})
+    assert "does not learn" not in capsys.readouterr().out
+    print_round(stage, 9 * stage.lengths.round, {"train/loss": 2.3, "clusters/found": 4.0})
+    assert "guessing alone gives ln 10" in capsys.readouterr().out
 
 
 @pytest.mark.medium

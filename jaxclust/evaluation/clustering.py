@@ -193,8 +193,8 @@ def warnings(
     if found is not None and found < 2:
         words.append(
             "The clustering has collapsed: all images are in one cluster, so the network has "
-            "nothing left to learn. Try a lower optimizer.body.lr, cluster.whiten=True, with ClustNet "
-            "clustnet.group_diversity=1, or check that the images differ."
+            "nothing left to learn. Try a lower optimizer.body.lr (of SPICE's heads spice.lr), cluster.whiten=True, "
+            "with ClustNet clustnet.group_diversity=1, or check that the images differ."
         )
     elif share > 0.5:
         words.append(
@@ -207,8 +207,8 @@ def warnings(
         if loss >= 0.99 * guessing:
             words.append(
                 f"The loss is {loss:.3f}, and guessing alone gives ln {num_outputs} = {guessing:.3f}: the network does "
-                "not learn its clusters. Try a lower optimizer.body.lr, weaker augmentation "
-                "under views, or more steps between two clusterings."
+                "not learn its clusters. Try a lower optimizer.body.lr (of SPICE's heads spice.lr), weaker "
+                "augmentation under views, or more steps between two clusterings."
             )
     spread = metrics.get("train/spread", 1.0)
     if loss is not None and spread < LEAST_SPREAD:

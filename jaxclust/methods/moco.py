@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxclust.cluster import warn_once
 from jaxclust.errors import ConfigError
 from jaxclust.methods import classifier
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, merge
@@ -70,17 +71,24 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
 
 def _check(config: ConfigDict, info: DataInfo) -> None:
     moco, size = config.moco, config.batch_size
-    if len(info.image_shape) == 1 or config.freeze_body:
+    if len(info.image_shape) == 1:
         raise ConfigError(
-            f"config.method={config.method!r} learns from views of images: config.freeze_body must be False, and "
-            f"config.data.source={config.data.source!r} images, not vectors"
+            f"config.method={config.method!r} learns from views of images, and config.data.source="
+            f"{config.data.source!r} has vectors; heads alone learn from these: --config=configs/spice.py:features"
         )
+    if config.freeze_body:
+        raise ConfigError(f"config.method={config.method!r} learns a body: config.freeze_body must be False")
     if moco.queue % size:
         low = moco.queue // size * size
         nearest = ", ".join(str(n) for n in (low, low + size) if n)
         raise ConfigError(
             f"config.moco.queue={moco.queue} must be a multiple of config.batch_size={size}, whose keys take the place "
             f"of the oldest; nearest: {nearest}"
+        )
+    if moco.queue >= info.size:
+        warn_once(
+            f"config.moco.queue={moco.queue} keeps keys of all {info.size:,} images or more: a query is told apart "
+            "from keys of its own image, too; less than the images is advised"
         )
     if moco.bn == "group" and size % moco.groups:
         raise ConfigError(f"config.batch_size={size} must divide by config.moco.groups={moco.groups}")
@@ -136,7 +144,8 @@ def spread(query: jax.Array) -> jax.Array:
 
 def compared(query: jax.Array, own: jax.Array, queue: jax.Array) -> jax.Array:
     """Similarity of each query [B, D] to its own key [B, D], in the first column, and to the queue's [K, D]."""
-    return jnp.concatenate([jnp.sum(query * own, axis=1, keepdims=True), query @ queue.T], axis=1)
+    others = jnp.matmul(query, queue.T, precision="highest")  # accelerators round factors otherwise
+    return jnp.concatenate([jnp.sum(query * own, axis=1, keepdims=True), others], axis=1)
 
 
 def moved(net: Net, of_key: Params, of_query: Params) -> Params:

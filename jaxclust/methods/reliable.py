@@ -37,7 +37,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     assert method.refresh is not None
     select = partial(refresh, config, spice.heads_of(config, info), method.refresh)
     # The head that was selected there is the one that is asked.
-    return method._replace(refresh=select, fresh=(), given=("heads", "selected"))
+    return method._replace(refresh=select, fresh=(), given=("heads", "drift", "selected"))
 
 
 def refresh(
@@ -105,7 +105,8 @@ def balanced(clusters: np.ndarray, kept: np.ndarray, k: int, config: ConfigDict,
             f"reliable, of {np.bincount(clusters, minlength=k).tolist()} in each cluster. Needed are "
             f"{r.ratio_confident:g} of {r.num_neighbor} neighbours (config.reliable.ratio_confident, num_neighbor) and "
             f"a score over {r.score:g} (config.reliable.score): lower them, leave empty clusters out with "
-            "config.reliable.balance='cap', or train the heads longer (of another stage they come by init_from)"
+            "config.reliable.balance='cap', or train the heads longer (of another stage they come by init_from). "
+            "--config.stage.NAME.reliable.score=0.9 and the like, of the stage's name, may be added to this command"
         )
     rng, labels = np.random.default_rng(seed), np.full(len(clusters), -1, np.int32)
     for c in np.flatnonzero(counts):

@@ -24,6 +24,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxclust import hosts
+from jaxclust.errors import ConfigError
 from jaxclust.methods import classifier, heads, pools
 from jaxclust.methods.base import Aux, Batch, DataInfo, Method, TrainState, merge
 from jaxclust.methods.classifier import Extra, Params
@@ -112,6 +113,11 @@ def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
     made = jax.vmap(lambda key: net.heads.head.init(key, zeros)["params"])(
         jax.random.split(heads_rng, net.heads.number)
     )
+    if net.settings.mstep_bn == "batch" and not stats:
+        raise ConfigError(
+            "config.spice.mstep_bn='batch' moves statistics of batch norm in the M step, and here are none (vectors, "
+            "or a network without batch norm): set it to 'frozen'"
+        )
     drift = jax.tree.map(jnp.zeros_like, stats) if net.settings.mstep_bn == "batch" else {}
     return {**params, "heads": made}, {"batch_stats": stats, "drift": drift, "selected": heads.nobody(made, drift)}
 

@@ -13,6 +13,8 @@ from jaxclust import hosts
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Method, Targets, TrainState
 
+LEARNT = ("state.params.", "state.extra.")  # names of what a stage hands on
+
 
 class Snapshot(NamedTuple):
     """What a checkpoint holds: device arrays and host arrays."""
@@ -107,19 +109,21 @@ class Checkpoints:
         return restored
 
     def check_body(self, like: Snapshot, method: Method) -> None:
-        """ConfigError unless the newest snapshot has the body of `like`, no more of one, and what else is `given`."""
+        """ConfigError unless the newest snapshot has the body of `like` and what is `given`, and no more of them."""
         step, here = self.latest(), _named(like)
         saved = self._manager.item_metadata(step).tree
         wanted = {n: leaf for n, leaf in here.items() if _of_body(n) or _under(n, method.given)}
-        extra = [name for name in saved if _of_body(name) and name not in here] if any(map(_of_body, wanted)) else []
-        for name in [*wanted, *extra]:
+        more = {name for name in saved if name not in here and name.startswith(LEARNT)}
+        extra = {name for name in more if _of_body(name)} if any(map(_of_body, wanted)) else set()
+        extra |= {name for name in more if _under(name, method.given)}
+        for name in [*wanted, *sorted(extra)]:
             there = tuple(saved[name].shape) if name in saved else "missing"
             made = wanted[name].shape if name in wanted else "no such array"
             if there != made and not _under(name, method.fresh):
                 raise ConfigError(
                     f"config.init_from: {name} is {there} in {self._folder}/{step}, this config makes {made}; "
                     "it was made by another model"
-                    + ("" if _of_body(name) else ", or by another method or with another config.cluster.k")
+                    + ("" if _of_body(name) else ", by another method or with other settings, such as config.cluster.k")
                 )
 
     def restore_body(self, like: Snapshot, method: Method) -> Snapshot:
@@ -140,7 +144,7 @@ class Checkpoints:
             fits = there in saved and (
                 shape == leaf.shape or ("experts" in name.split(".") and shape == (1, *leaf.shape[1:]))
             )
-            if fits and not _under(name, method.fresh) and name.startswith(("state.params.", "state.extra.")):
+            if fits and not _under(name, method.fresh) and name.startswith(LEARNT):
                 wanted[there], taken[name] = _target(leaf, shape), there
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 

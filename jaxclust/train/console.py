@@ -14,7 +14,8 @@ def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
     round_ = step // stage.lengths.round
     loss = values.get("train/loss") if round_ >= ROUNDS_TO_LEARN else None
     found = values.get("clusters/found")
-    outputs = int(found) if found is not None else None
+    # A head that is asked for the clusters found tells its accuracy; another loss is of all outputs.
+    outputs = int(found) if found is not None and "train/accuracy" in values else stage.method.num_clusters
     size = stage.split.size if step == 0 else 10**12  # too few images is said once
     for words in clustering.warnings(values, size, stage.method.num_clusters, loss, outputs):
         print(f"  warning: {words}", flush=True)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxclust import methods, models, runtime
 from jaxclust.cluster import warn_once
-from jaxclust.config import for_stage, stage_names
+from jaxclust.config import for_stage, naming_section, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
 from jaxclust.data.split import Split, fingerprint
@@ -75,9 +75,10 @@ def prepare(
     info = info._replace(
         files=donors.files(config, name, workdir), begun=begun, fingerprint=partial(fingerprint, split)
     )
-    config = for_stage(config, name)
+    whole, config = config, for_stage(config, name)
     check_colours(config, info.image_shape)
-    method = (make or methods.get)(config, info)
+    with naming_section(whole, name):
+        method = (make or methods.get)(config, info)
     labels = seen_labels(method, config, info, split)
     check_views(config, method)
     _check_hold_out(config, method)

@@ -32,6 +32,8 @@ def resolved(config: ConfigDict, image_shape: tuple[int, ...]) -> ConfigDict:
 def check(config: ConfigDict, workdir: Path, source: Source) -> None:
     """Refuses a workdir of another run, and hosts that do not see the same; writes nothing.
 
+    What is set for a stage alone, `stage.<name>`, may change until the stage begins.
+
     No host returns before all have looked, so that none sees what another writes after it.
     """
     _check_alone(config, workdir, source)
@@ -46,7 +48,9 @@ def _check_alone(config: ConfigDict, workdir: Path, source: Source) -> None:
         if workdir.exists() and any(path.stem != "plan" for path in workdir.iterdir()):
             raise ConfigError(f"--workdir={workdir} holds other files and no run; choose a new or an empty folder")
         return
-    changes = config_lib.differences(config_lib.load(saved), config)
+    begun = {path.parent.name for path in (workdir / "checkpoints").glob("*/[0-9]*")}
+    ahead = tuple(f"stage.{name}." for name in config.stage if name not in begun)
+    changes = [c for c in config_lib.differences(config_lib.load(saved), config) if not c[0].startswith(ahead)]
     if changes:
         shown = "\n".join(f"  config.{name}: {old!r} there, {new!r} now" for name, old, new in changes)
         raise ConfigError(
