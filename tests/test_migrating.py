@@ -51,6 +51,7 @@ SPICE = [
     "save-freq", "epochs", "start-epoch", "lr", "wd", "batch_size", "target_sub_batch_size", "train_sub_batch_size",
     "num_repeat", "num_head", "num_cluster", "center_ratio", "batch_size_test", "img_size", "mean", "std", "--moco-dim",
     "--moco-k", "--moco-m", "--moco-t", "--mlp", "--aug-plus", "--cos", "--schedule", "show_images",
+    "num_train", "num_trans_aug", "att_*", "sim_center_ratio", "ims_per_batch", "aspect_ratio_grouping", "num_labels",
 ]  # fmt: skip
 CLUSTNET = [
     "trainVal.py", "-c", "dataset", "exp_id", "ind_id", "seed", "epochs", "batch_size", "test_batch_size", "lr",
