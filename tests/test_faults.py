@@ -106,7 +106,7 @@ def uninterrupted(tmp_path_factory):
     "deaths",
     [
         pytest.param([("save", 2)], id="save"),  # what is half written must not pass for a checkpoint
-        pytest.param([("step", 20), ("save", 2), ("clustering", 1)], id="step, save, clustering", marks=pytest.mark.wide),
+        pytest.param([("step", 20), ("save", 2), ("clustering", 1)], id="each", marks=pytest.mark.wide),
     ],
 )
 def test_killed_it_goes_on_to_the_same(uninterrupted, tmp_path, capsys, deaths):
