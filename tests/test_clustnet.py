@@ -200,8 +200,15 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("combine", ["sum", "select"])
-@pytest.mark.parametrize("dense_layers", [1, 0])
+@pytest.mark.parametrize(
+    ("combine", "dense_layers"),
+    [
+        ("sum", 1),
+        ("select", 0),
+        pytest.param("sum", 0, marks=pytest.mark.wide),
+        pytest.param("select", 1, marks=pytest.mark.wide),
+    ],
+)
 def test_forced_gates_say_what_each_expert_would_alone(float64, combine, dense_layers):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     config = small(clustnet__experts__dense_layers=dense_layers, clustnet__combine=combine, **CONVOLUTIONS)

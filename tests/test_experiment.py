@@ -580,7 +580,7 @@ CONVOLUTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("decision", ["sample", "soft"])
+@pytest.mark.parametrize("decision", ["sample", pytest.param("soft", marks=pytest.mark.wide)])
 def test_experts_see_what_the_gate_gives_them_and_their_maps_are_made_of_that(tmp_path, decision):
     seen = looked_at(tmp_path, "digits", clustnet__decision=decision, **CONVOLUTIONS)
     assert _experts.layers(seen) == ["input", "conv1", "conv2"]

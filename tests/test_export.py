@@ -275,7 +275,15 @@ class Pulled(Exception):
     """The plug."""
 
 
-@pytest.mark.parametrize("error", [Pulled(), KeyboardInterrupt(), OSError(28, "No space left on device")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(Pulled(), marks=pytest.mark.wide),
+        KeyboardInterrupt(),
+        OSError(28, "No space left on device"),
+    ],
+    ids=repr,
+)
 def test_an_interrupted_export_leaves_the_earlier_one_and_nothing_else(digits, monkeypatch, capsys, error):
     before, write = contents(digits / "export"), store.write_tfrecord
 
@@ -294,7 +302,7 @@ def test_an_interrupted_export_leaves_the_earlier_one_and_nothing_else(digits, m
     assert contents(digits / "export") == before and not hidden(digits)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.wide)])
 def test_a_signal_ends_an_export_without_a_trace(digits, monkeypatch, capsys, number):
     before, handler = contents(digits / "export"), signal.getsignal(number)
     monkeypatch.setattr(store, "write_tfrecord", lambda *_: os.kill(os.getpid(), number))

@@ -251,7 +251,7 @@ def test_renewed_head_starts_with_clean_optimiser_slots_and_the_body_keeps_its_o
 
 
 @pytest.mark.parametrize("config", ["row_outputs"], indirect=True)
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.wide), 4])
 def test_rows_are_kept_by_position_and_do_not_depend_on_devices(config, tmp_path, devices):
     config.runtime.devices = devices
     trained(config, tmp_path / str(devices))

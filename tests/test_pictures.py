@@ -97,7 +97,7 @@ def slow_convolution(x, kernel):
     return out
 
 
-@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("channel", [0, pytest.param(1, marks=pytest.mark.wide), 2])
 def test_gradient_ascent_equals_the_slow_one(float64, channel):
     rng = np.random.default_rng(channel)
     x = 128 + 20 * rng.standard_normal((5, 4, 2))
