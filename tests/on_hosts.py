@@ -18,6 +18,7 @@ from jaxclust.features.rows import Rows
 from jaxclust.features.store import write_npy
 from jaxclust.main import main
 from jaxclust.methods.base import Targets
+from jaxclust.report import figures
 from jaxclust.train.image_rows import ImageRows
 from jaxclust.train.refresh import std_of_unit_rows
 
@@ -177,6 +178,7 @@ def trainings(workdir):
     """Two rounds in float64, which one process goes on with, and in float32: the command line on two hosts."""
     train(workdir / "float64", "float64", runtime__devices=0, rounds=2)
     if hosts.count() == 2:
+        figures.DPI = 48  # they are drawn sooner
         return main(["jaxclust", *COMMAND, f"--workdir={workdir / 'command'}"])
     return train(workdir / "float32", "float32", runtime__devices=0, rounds=2, **SGD)
 
@@ -186,6 +188,7 @@ COMMAND = (
     "--config=configs/deepcluster.py:smoke", "--config.batch_size=96", "--config.eval_batch_size=96",
     "--config.optimizer.body.name=sgd", "--config.optimizer.body.lr=1e-2", "--config.optimizer.top.lr=1e-2",
     "--config.cluster.backend=faiss", "--config.evaluate.suite=clustering,silhouette", "--config.model.blocks=1",
+    "--config.refresh_every=5 steps",
 )  # fmt: skip
 
 

@@ -200,8 +200,15 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("combine", ["sum", "select"])
-@pytest.mark.parametrize("dense_layers", [1, 0])
+@pytest.mark.parametrize(
+    ("combine", "dense_layers"),
+    [
+        ("sum", 1),
+        ("select", 0),
+        pytest.param("sum", 0, marks=pytest.mark.wide),
+        pytest.param("select", 1, marks=pytest.mark.wide),
+    ],
+)
 def test_forced_gates_say_what_each_expert_would_alone(float64, combine, dense_layers):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     config = small(clustnet__experts__dense_layers=dense_layers, clustnet__combine=combine, **CONVOLUTIONS)
@@ -301,11 +308,16 @@ def test_in_its_turn_the_gate_learns_which_expert_is_best_and_its_own_terms(floa
     assert loss((1.0,), **weights)(0).loss[0] == pytest.approx(expected - added, rel=1e-6)
 
 
-def over_devices(function, *arrays):
+def over_devices(function):
     """A function of two devices' rows, each [2, ...]; both must say the same."""
-    found = jax.vmap(function, axis_name=AXIS)(*arrays)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
-    return found[0]
+    mapped = jax.jit(jax.vmap(function, axis_name=AXIS))
+
+    def alike(*arrays):
+        found = mapped(*arrays)
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+        return found[0]
+
+    return alike
 
 
 def test_diversities_and_gate_entropy_reward_entropy():
@@ -328,9 +340,10 @@ def test_diversities_and_gate_entropy_reward_entropy():
         def term(logits, target, net=net):
             return clustnet.added(net, {}, mixture.Said(logits, None, None, None, {}), {"target": target})
 
-        assert over_devices(term, logits, target) == pytest.approx(-0.5 * value, rel=1e-4)
-        slope = jax.grad(lambda x, f=term: jax.vmap(f, axis_name=AXIS)(x, target).mean())(logits)
-        assert over_devices(term, logits - slope, target) < over_devices(term, logits, target)
+        both = over_devices(term)
+        assert both(logits, target) == pytest.approx(-0.5 * value, rel=1e-4)
+        slope = jax.jit(jax.grad(lambda x, f=term: jax.vmap(f, axis_name=AXIS)(x, target).mean()))(logits)
+        assert both(logits - slope, target) < both(logits, target)
     alone = terms.usage_entropy_of_groups  # of a batch without a group it is that of the other
     found = jax.vmap(lambda q: alone(q, jnp.zeros(8, int)), axis_name=AXIS)(jax.nn.softmax(logits[:1]))
     assert found[0] == pytest.approx(entropy(p[:8].mean(axis=0)), rel=1e-4)
@@ -362,7 +375,7 @@ def test_maps_are_compared_within_an_expert_and_a_group_over_all_devices():
                 spreads.append(members.std(axis=0, ddof=1).mean())
     assert len(entropies) > 1
     for term, expected in ((terms.map_entropy, entropies), (terms.map_spread, spreads)):
-        found = over_devices(lambda m, c, t, f=term: f(m, terms.sets(m, c, t)), maps, choice, target)
+        found = over_devices(lambda m, c, t, f=term: f(m, terms.sets(m, c, t)))(maps, choice, target)
         assert found == pytest.approx(np.mean(expected), rel=1e-4)
 
 

@@ -19,6 +19,11 @@ from jaxclust.train import loop
 from jaxclust.train.refresh import refresh, run
 
 
+def smallest(**overrides):
+    """A network of one block, where another would only take longer to compile."""
+    return smaller_config(**{"model__blocks": 1, **overrides})
+
+
 def source_of(images, labels=None):
     split = from_array(images, images.shape[1:], "toy/{}".format)
     names = None if labels is None else tuple(str(i) for i in range(labels.max() + 1))
@@ -32,7 +37,7 @@ def leaves(tree):
 def test_3_features_depend_on_neither_batch_size_nor_augmentation_nor_order_of_batches(tmp_path):
     features = []
     for size, rotate in ((64, 0.0), (300, 40.0), (7, 5.0)):
-        config = smaller_config(eval_batch_size=size, views__train__rotate=rotate)
+        config = smallest(eval_batch_size=size, views__train__rotate=rotate)
         stage = prepared(config, tmp_path, few_digits())
         features.append(run(stage, stage.first().state, stage.embed, "test")["features"].array())
     for other in features[1:]:
@@ -42,7 +47,7 @@ def test_3_features_depend_on_neither_batch_size_nor_augmentation_nor_order_of_b
 def test_9_duplicates_leave_empty_clusters_and_training_goes_on_with_contiguous_labels(tmp_path):
     distinct = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     source = source_of(np.repeat(distinct, 50, axis=0))
-    config = smaller_config(cluster__k=50, cluster__iterations=5)
+    config = smallest(cluster__k=50, cluster__iterations=5)
     snapshot = trained(config, tmp_path, source)
     found = len(np.unique(snapshot.targets.target))
     assert found <= 20
@@ -52,7 +57,7 @@ def test_9_duplicates_leave_empty_clusters_and_training_goes_on_with_contiguous_
 
 
 def test_13_with_rates_of_zero_only_batch_statistics_move_and_the_head_is_new_each_round(tmp_path):
-    config = smaller_config(optimizer__body__lr=0.0, optimizer__top__lr=0.0)
+    config = smallest(optimizer__body__lr=0.0, optimizer__top__lr=0.0)
     stage = prepared(config, tmp_path, few_digits())
     first = stage.first()
     params, statistics = leaves(first.state.params), leaves(first.state.extra["batch_stats"])
@@ -72,7 +77,7 @@ def test_13_with_rates_of_zero_only_batch_statistics_move_and_the_head_is_new_ea
 
 
 def test_13_head_is_drawn_as_specified(tmp_path):
-    config = smaller_config(model__dim=512, cluster__k=100, cluster__pca_dim=0)
+    config = smallest(model__dim=512, cluster__k=100, cluster__pca_dim=0)
     stage = prepared(config, tmp_path, few_digits())
     top = stage.first().state.params["top"]
     assert abs(np.asarray(top["kernel"]).std() / 0.01 - 1) < 0.02
@@ -113,16 +118,16 @@ def test_18_groups_of_shapes_are_learnt(tmp_path):
 
 def test_images_that_are_all_equal_are_a_collapse_said_in_words(tmp_path):
     with pytest.raises(CollapseError, match="fell into one cluster"):
-        trained(smaller_config(), tmp_path, source_of(np.full((64, 8, 8, 1), 7, np.uint8)))
+        trained(smallest(), tmp_path, source_of(np.full((64, 8, 8, 1), 7, np.uint8)))
 
 
 def test_fewer_images_than_clusters_are_refused_naming_both(tmp_path):
     with pytest.raises(ConfigError, match=r"cluster.k=500 clusters need at least 500 images; there are 300"):
-        prepared(smaller_config(cluster__k=500), tmp_path, few_digits())
+        prepared(smallest(cluster__k=500), tmp_path, few_digits())
 
 
 def test_predict_is_sure_of_centres_and_undecided_between_them(tmp_path):
-    stage = prepared(smaller_config(), tmp_path, few_digits())
+    stage = prepared(smallest(), tmp_path, few_digits())
     state, targets = stage.first()
     state, _, _ = refresh(stage, state, targets, 0, last=False)
     predicted = run(stage, state, stage.predict, "test")
@@ -140,7 +145,7 @@ def test_nothing_recompiles_after_the_first_round(tmp_path, monkeypatch):
     )
     counts = []
     monkeypatch.setattr(loop, "print_round", lambda stage, step, values: counts.append(len(compiled)))
-    config = smaller_config(rounds=5, cluster__k=40, save_every="1 round", cluster__backend="jax")
+    config = smallest(rounds=5, cluster__k=40, save_every="1 round", cluster__backend="jax")
     source = source_of(np.repeat(few_digits(41).splits["train"].images, 3, axis=0))  # so few that clusters stay empty
     stage = prepared(config, tmp_path, source)
     loop.run_stage(stage, StopSignal())
@@ -154,7 +159,7 @@ def with_pic(**fields):
     """A config in which the clustering finds the number of clusters."""
     fields = {"cluster__pic__neighbours": 12, "cluster__pic__alpha": 0.9, "cluster__pic__bucket": 8, **fields}
     fields = {"rounds": 3, "optimizer__body__schedule": "none", **fields}
-    return smaller_config(cluster__method="pic", cluster__k=500, **fields)  # k is not looked at
+    return smallest(cluster__method="pic", cluster__k=500, **fields)  # k is not looked at
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +213,7 @@ def test_pic_that_falls_to_pieces_says_so(tmp_path, capsys):
 
 
 def test_one_seed_for_all_clusterings_gives_equal_clusters_of_equal_features(tmp_path):
-    config = smaller_config(cluster__seed=5, cluster__runs=1, cluster__iterations=1)
+    config = smallest(cluster__seed=5, cluster__runs=1, cluster__iterations=1)
     stage = prepared(config, tmp_path, few_digits())
     state, targets = stage.first()
     _, first, _ = refresh(stage, state, targets, 0, last=False)

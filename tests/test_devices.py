@@ -25,7 +25,7 @@ def on_devices(count, dtype, workdir, rule):
     return rounds(config, workdir / str(count))
 
 
-@pytest.mark.medium
+@pytest.mark.wide  # as four devices of two hosts do in test_hosts, and a step of eight does below
 def test_two_rounds_on_eight_devices_give_the_assignments_of_one_in_float64(tmp_path, float64):
     one, eight = (on_devices(count, "float64", tmp_path, "adam") for count in (1, 8))
     for a, b in zip(one, eight, strict=True):

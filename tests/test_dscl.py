@@ -130,9 +130,10 @@ def test_eight_devices_are_one_in_float64(fields, tmp_path, float64):
         "eval_batch_size": 96,
         "dscl__small_batch_size": 6,
     } | fields
-    state, batches = begun(ready(tmp_path, **fields))
+    stage = ready(tmp_path, **fields)
+    state, batches = begun(stage)
     batch = jax.device_get(next(batches))
-    one, eight = (gradient(ready(tmp_path, runtime__devices=n, **fields), state, batch) for n in (1, 8))
+    one, eight = (gradient(s, state, batch) for s in (stage, ready(tmp_path, runtime__devices=8, **fields)))
     assert_close(one, eight, rtol=1e-7, atol=1e-9)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1])) > 1e-3
 

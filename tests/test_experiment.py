@@ -461,6 +461,12 @@ def digits(tmp_path_factory):
 def swept(digits, tmp_path_factory):
     """Two nets, of three epochs and of two, which compile the same programs."""
     folder = tmp_path_factory.mktemp("runs") / "exp"
+    train(folder, digits, "--job=sweep", "--config.sweep=rounds=3,2", "--config.keep_checkpoints=10",
+          "--config.report.pictures=confusion,accuracy")  # fmt: skip
+    return folder
+
+
+def train(folder, digits, *arguments):
     sizes = (
         "gate.dense_layers=1",
         "gate.dense_size=(1,)",
@@ -468,13 +474,11 @@ def swept(digits, tmp_path_factory):
         "experts.channels=2",
         "experts.pool_out=2",
     )
-    code = run("--config=configs/clustnet.py:digits", "--job=sweep", f"--workdir={folder}", "--config.sweep=rounds=3,2",
-               f"--config.data.source=npz:{digits}", "--config.clustnet.lr=0.1", "--config.batch_size=16",
-               "--config.cluster.k=3", "--config.keep_checkpoints=10", "--config.eval_every=never",
-               "--config.report.pictures=confusion,accuracy",
+    code = run("--config=configs/clustnet.py:digits", f"--workdir={folder}", f"--config.data.source=npz:{digits}",
+               "--config.clustnet.lr=0.1", "--config.batch_size=16", "--config.cluster.k=3",
+               "--config.eval_every=never", *arguments,
                *(f"--config.clustnet.{size}" for size in sizes))  # fmt: skip
     assert code == 0
-    return folder
 
 
 def report(folder, *arguments):
@@ -533,8 +537,8 @@ def test_training_images_are_shown_if_asked_and_what_cannot_be_is_said(swept, di
 
 
 @pytest.mark.medium
-def test_failures_of_a_run_are_its_wrong_images_as_files(swept, digits, tmp_path, capsys):
-    shutil.copytree(swept / "net1", tmp_path / "run")
+def test_failures_of_a_run_are_its_wrong_images_as_files(digits, tmp_path):
+    train(tmp_path / "run", digits, "--config.rounds=0", "--config.steps=1", "--config.scores.every=never")
     path = written(tmp_path / "run", 2, some_scores(40)._replace(label=np.load(digits)["test_labels"]))
     expected = failures.wrong(40, True, score_file.read(path)).id.tolist()
     assert report(tmp_path / "run", "pictures=failures", "epochs=2") == 0
@@ -576,7 +580,7 @@ CONVOLUTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("decision", ["sample", "soft"])
+@pytest.mark.parametrize("decision", ["sample", pytest.param("soft", marks=pytest.mark.wide)])
 def test_experts_see_what_the_gate_gives_them_and_their_maps_are_made_of_that(tmp_path, decision):
     seen = looked_at(tmp_path, "digits", clustnet__decision=decision, **CONVOLUTIONS)
     assert _experts.layers(seen) == ["input", "conv1", "conv2"]

@@ -8,8 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from host_runs import jaxclust, snippet
-
-from jaxclust.main import main
+from small import run
 
 # Dies by SIGKILL at a chosen moment: in the middle of the n-th clustering, step or save.
 DRIVER = """
@@ -65,7 +64,7 @@ ARGUMENTS = [
 
 def go_on(workdir, *arguments):
     """The same command in this process, where nothing ends it."""
-    assert main(["jaxclust", *ARGUMENTS, f"--workdir={workdir}", *arguments]) == 0
+    assert run(*ARGUMENTS, f"--workdir={workdir}", *arguments) == 0
 
 
 def outcome(workdir, stage="deepcluster"):
@@ -103,9 +102,16 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.medium
-def test_killed_in_a_step_a_save_and_a_clustering(uninterrupted, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        pytest.param([("save", 2)], id="save"),  # what is half written must not pass for a checkpoint
+        pytest.param([("step", 20), ("save", 2), ("clustering", 1)], id="each", marks=pytest.mark.wide),
+    ],
+)
+def test_killed_it_goes_on_to_the_same(uninterrupted, tmp_path, capsys, deaths):
     workdir = tmp_path / "killed"
-    for moment, count in (("step", 20), ("save", 2), ("clustering", 1)):
+    for moment, count in deaths:
         with snippet(DRIVER, moment, count, *ARGUMENTS, f"--workdir={workdir}", count=1, devices=8) as started:
             (ended,) = started.finish()
         assert ended.code == -signal.SIGKILL, (moment, ended)

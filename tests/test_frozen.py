@@ -32,7 +32,7 @@ DONOR = ("--config.model.width=32", "--config.model.blocks=2")
 def donor(tmp_path_factory):
     """A supervised training on all digits, by command line."""
     workdir = tmp_path_factory.mktemp("supervised") / "run"
-    arguments = ("--config.refresh_every=1 epoch", "--config.rounds=8", *DONOR)
+    arguments = ("--config.refresh_every=1 epoch", "--config.rounds=5", *DONOR)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert run("--config=configs/supervised.py:smoke", f"--workdir={workdir}", *arguments) == 0
     assert "10 classes known, to learn from" in printed.getvalue()

@@ -34,11 +34,17 @@ def seen(several, name):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The same trainings by one process."""
+    """The same training in float64 by one process."""
     workdir = tmp_path_factory.mktemp("one")
     on_hosts.train(workdir / "float64", "float64")
-    on_hosts.train(workdir / "float32", "float32", rounds=2, **on_hosts.SGD)
-    assert run(*on_hosts.COMMAND, f"--workdir={workdir / 'command'}") == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command line by one process."""
+    workdir = tmp_path_factory.mktemp("one") / "command"
+    assert run(*on_hosts.COMMAND, f"--workdir={workdir}") == 0
     return workdir
 
 
@@ -144,10 +150,12 @@ def test_a_training_gives_the_assignments_of_one_process_in_float64_which_goes_o
 
 
 @pytest.mark.medium
-def test_a_training_agrees_with_one_process_in_float32(several, one):
+def test_a_training_agrees_with_one_process_in_float32(several, request, tmp_path):
     """Sums run in another order, so at most 1 % may change cluster."""
     name = {2: "command", 3: "float32"}[several[0]]
-    here, there = rounds(several[1] / name), rounds(one / name)
+    if name == "float32":
+        on_hosts.train(tmp_path, "float32", rounds=2, **on_hosts.SGD)
+    here, there = rounds(several[1] / name), rounds(tmp_path if name == "float32" else request.getfixturevalue(name))
     assert len(here) == len(there) == 3
     for a, b in zip(here, there, strict=True):
         assert len(a) == len(b) and (a != b).mean() <= 0.01
@@ -155,16 +163,16 @@ def test_a_training_agrees_with_one_process_in_float32(several, one):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("several", [2], indirect=True)
-def test_host_0_alone_writes(several, one):
+def test_host_0_alone_writes(several, command):
     workdir = several[1] / "command"
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    expected = [json.loads(line) for line in (one / "command" / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (command / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r.keys()) for r in records] == [(r["step"], r.keys()) for r in expected]
     for name in ("results.json", "data.json", "images.csv", "assignments.csv", "samples.npz", "report/index.html"):
         assert (workdir / name).exists()
     with (workdir / "assignments.csv").open() as table:
         assert [int(row["id"]) for row in csv.DictReader(table)] == list(range(1797))
-    results, of_one = (json.loads((path / "results.json").read_text()) for path in (workdir, one / "command"))
+    results, of_one = (json.loads((path / "results.json").read_text()) for path in (workdir, command))
     assert abs(results["train/acc"] - of_one["train/acc"]) <= 0.01
     assert abs(results["train/silhouette"] - of_one["train/silhouette"]) <= 0.02
     environment = json.loads((workdir / "environment.json").read_text())

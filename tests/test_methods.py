@@ -32,7 +32,6 @@ PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "make")
 VECTORS = [f"{name}:features" for name in ("plain", "refreshed", "two_views")]  # the toys take vectors as well
 WIDE = {"reliable", "cae", "expert", "deepcluster_v2", "moco", *VECTORS}
 SHOWN = {"plain", "supervised", "own_update", "row_outputs"}  # what they have, a published method has too
-ALL = [pytest.param(n, marks=pytest.mark.wide if n in WIDE | SHOWN else ()) for n in (*PUBLISHED, *TOYS, *VECTORS)]
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def config(request, monkeypatch, tmp_path):
     made.sampler = "uniform_image"
     made.method = name
     made.batch_size, made.eval_batch_size = 32, 64
-    made.model.blocks = 2
+    made.model.blocks = 2 if name == "uad" else 1  # which takes maps of another layer than the last
     made.data.source = source or "digits"
     made.views.train.noise = 0.1
     with made.unlocked():
@@ -73,15 +72,20 @@ def trained(config, workdir):
     return trained_on(config, workdir, few_vectors() if config.data.source == "features" else few_digits())
 
 
-every_method = pytest.mark.parametrize("config", ALL, indirect=True)
 # They go on as deepcluster, spice, clustnet or a toy does.
 AS_ANOTHER = {"uad", "fixmatch", "dscl", "refreshed", "two_views", "averaged", "two_optimizers"}
-BEGINNING = [name for name in (*PUBLISHED, *TOYS, *VECTORS) if name != "reliable"]  # has no steps, see test_spice
-beginning = pytest.mark.parametrize(
-    "config",
-    [pytest.param(n, marks=pytest.mark.wide if n in WIDE | SHOWN | AS_ANOTHER else ()) for n in BEGINNING],
-    indirect=True,
-)
+ALL = (*PUBLISHED, *TOYS, *VECTORS)
+BEGINNING = [name for name in ALL if name != "reliable"]  # has no steps, see test_spice
+
+
+def each(names, wide):
+    params = [pytest.param(name, marks=pytest.mark.wide if name in wide else ()) for name in names]
+    return pytest.mark.parametrize("config", params, indirect=True)
+
+
+every_method = each(ALL, WIDE | SHOWN)
+beginning = each(BEGINNING, WIDE | SHOWN | AS_ANOTHER)
+going_on = each(BEGINNING, WIDE | SHOWN | AS_ANOTHER | {"deepcluster"})  # which test_faults kills and stops
 
 
 def leaves(tree):
@@ -137,7 +141,7 @@ class StopAt(StopSignal):
         return self.looks_left <= 0
 
 
-@beginning
+@going_on
 def test_stopped_and_started_again_equals_uninterrupted_and_another_seed_does_not(config, tmp_path):
     config.save_every = "never"
     stage = prepared(config, tmp_path / "whole")
@@ -247,7 +251,7 @@ def test_renewed_head_starts_with_clean_optimiser_slots_and_the_body_keeps_its_o
 
 
 @pytest.mark.parametrize("config", ["row_outputs"], indirect=True)
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.wide), 4])
 def test_rows_are_kept_by_position_and_do_not_depend_on_devices(config, tmp_path, devices):
     config.runtime.devices = devices
     trained(config, tmp_path / str(devices))

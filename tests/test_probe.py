@@ -456,7 +456,7 @@ def test_a_class_of_one_image_alone_cannot_be_held_out():
 
 @pytest.mark.medium
 def test_evaluations_with_labels_never_reach_a_training_round(tmp_path):
-    config = linear_config(evaluate__suite="clustering,knn,linear")
+    config = linear_config(evaluate__suite="clustering,knn,linear", model__blocks=1)
     source = few_digits(150)
     shuffled = replace(source.splits["train"], labels=np.roll(source.splits["train"].labels, 7))
     one = trained_on(config, tmp_path / "a", source)

@@ -196,7 +196,7 @@ def settings_of(workdir, *more):
     return (
         "--config=configs/spice.py:smoke", "--config.stages=moco", f"--workdir={workdir}", "--config.rounds=1",
         "--config.data.train_classes=0-4", "--config.evaluate.suite=readouts", "--config.evaluate.nmi_runs=2",
-        "--config.report.pictures=", "--config.model.blocks=1", *more,
+        "--config.report.pictures=", "--config.model.blocks=1", "--config.refresh_every=4 steps", *more,
     )  # fmt: skip
 
 

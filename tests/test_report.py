@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 from urllib.parse import unquote
 
 import numpy as np
@@ -96,9 +97,10 @@ def make(folder, k=3, each=12, names=("cat", "dog", HOSTILE), finished=True, rou
     return folder
 
 
-def report(folder):
-    """Writes the report; checks every link and every picture on the way."""
-    path = html.write(folder)
+def report(folder, dpi=48):
+    """Writes the report, of small pictures, which are drawn sooner; checks every link and every picture on the way."""
+    with mock.patch.object(figures, "DPI", dpi):
+        path = html.write(folder)
     assert path == folder / "report" / "index.html"
     page = Page(path)
     for link in page.links:
@@ -114,7 +116,7 @@ def report(folder):
 
 
 def test_finished_run_with_labels_and_hostile_names(tmp_path):
-    page = report(make(tmp_path))
+    page = report(make(tmp_path), figures.DPI)
     for words in ("91.2%", "1 min 42 s", "finished", "cluster.k", "cat"):
         assert words in page.text
     assert "script" not in page.tags
