@@ -115,6 +115,7 @@ def paper_aug(config: ConfigDict) -> None:
 def seed(config: ConfigDict) -> None:
     """The command that the user gave: 100 small batches of 60, a last layer of 98 numbers by plain SGD."""
     cars196(config)
+    config.sampler, config.evaluate.save_retrieval = "uniform_image", True
     config.steps = 400
     config.dscl.dropout_rate, config.dscl.init = 0.3, "upstream"
     config.dscl.grad_scale, config.dscl.mean_gradient = 0.5, True

@@ -99,6 +99,7 @@ def parse(argv: Sequence[str]) -> Command:
     for name, words in texts.items():
         flags.DEFINE_string(name, "train" if name == "job" else "", words, flag_values=known)
     flags.DEFINE_bool("overwrite", False, "export: replace what an earlier export wrote", flag_values=known)
+    flags.DEFINE_bool("largest", True, "plan: look for the largest batch that fits, too", flag_values=known)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=known)
     try:
         rest = known([argv[0], *others])
@@ -119,7 +120,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise SaidByFirst(str(error)) from None
     workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
     by_cluster = known["by-cluster"].value or ""
-    options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology)
+    options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology, known.largest)
     return Command(config, workdir, known.job, options, place)
 
 

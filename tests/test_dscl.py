@@ -4,6 +4,7 @@ import json
 import logging
 import runpy
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ from test_listed import cars
 
 from jaxclust import runtime
 from jaxclust.cluster import warn_once
+from jaxclust.config import from_file
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.methods import closed_form, embedding
 from jaxclust.ops.spectral import dscl_loss
 from jaxclust.train import loop
+from jaxclust.train.console import print_round
 
 P = jax.sharding.PartitionSpec
 KEY = jax.random.key(0)
@@ -330,6 +333,10 @@ def test_there_is_a_number_for_each_class_unless_said(tmp_path):
             r"config.dscl.small_batch_size=4 images share a loss, .* config.dscl.vector_size=5 .*scope='large'",
         ),
         ({"dscl__scope": "small", "dscl__small_batch_size": 20}, "batch_size=48 must be a multiple of .*_size=20"),
+        (
+            {"freeze_body": True, "batch_size": 400, "dscl__vector_size": 300},
+            "config.batch_size=400, but only 200 images share a loss, .* config.dscl.vector_size=300 numbers",
+        ),
         ({"dscl__bn": "small_batch", "dscl__small_batch_size": 20}, "_size=20 must divide the 48 images .* each of 1"),
     ],
 )
@@ -368,6 +375,26 @@ def test_a_class_of_one_image_is_left_out_which_is_said(tmp_path, caplog):
         stage = ready(tmp_path, source)
     ids = stage.first().targets.ids
     assert 7 not in ids and len(ids) == 59 and "1 of 10 classes have fewer than 2 images" in caplog.text
+
+
+def test_data_of_which_no_class_has_two_images_are_refused(tmp_path):
+    source = few_digits(10)
+    source.splits["train"].labels[:] = np.arange(10)
+    with pytest.raises(DataError, match="none of 10 classes has 2 images, so that of 10 images none can be trained on"):
+        ready(tmp_path, source)
+
+
+def test_skipped_steps_are_told(tmp_path, capsys):
+    stage = ready(tmp_path)
+    print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.0})
+    assert "skipped" not in capsys.readouterr().out
+    print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.75})
+    said = capsys.readouterr().out
+    assert (
+        "skipped 75%" in said
+        and "warning: 75% of the steps were skipped" in said
+        and "config.dscl.max_grad_norm" in said
+    )
 
 
 def test_data_without_classes_are_refused(tmp_path):
@@ -439,6 +466,27 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
     assert run("--job=report", f"--workdir={workdir}", "--config.report.sample=60") == 0
     drawn = {path.parent.name for path in (workdir / "pictures").glob("*/*.png")}
     assert drawn == {"views", "neighbours", "spectral", "projector"}
+
+
+def test_the_users_command_is_a_preset_with_its_values():
+    c = from_file(Path("configs/dscl.py"), "seed")
+    assert (c.batch_size, c.dscl.small_batch_size, c.dscl.vector_size, c.steps) == (6000, 60, 98, 400)
+    top = c.optimizer.top
+    assert (top.name, top.lr, top.momentum, top.weight_decay, top.schedule) == ("sgd", 1e-5, 0.0, 0.0, "none")
+    assert (c.dscl.dropout_rate, c.dscl.init, c.dscl.grad_scale, c.dscl.mean_gradient) == (0.3, "upstream", 0.5, True)
+    assert (c.data.train_classes, c.data.image_size, c.model.name) == ("first:98", 299, "inception_v3")
+    assert (c.sampler, c.freeze_body, c.dscl.scope) == ("uniform_image", True, "large")
+
+
+@pytest.mark.medium
+def test_digits_that_were_never_seen_are_found_better_after_few_steps(tmp_path):
+    """An untrained embedding of five numbers finds 40 %, one of 20 steps 60 % (seed 1)."""
+    fields = ("seed=1", "steps=20", "refresh_every=10 steps", "eval_every=never", "save_every=never",
+              "evaluate.readouts=l2", "evaluate.nmi_runs=0", "report.pictures=")  # fmt: skip
+    overrides = (f"--config.{field}" for field in fields)
+    assert run("--config=configs/dscl.py", f"--workdir={tmp_path}", *overrides) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test/r@1"] > max(0.5, results["untrained/test/r@1"] + 0.1)
 
 
 @pytest.mark.slow

@@ -367,7 +367,8 @@ def test_of_several_stages_each_has_its_own_images_and_batches():
 
 @whole
 def test_what_is_planned_is_kept_when_a_later_stage_is_stopped(tmp_path, monkeypatch, found):
-    def first_alone(config, name, info, topologies):
+    def first_alone(config, name, info, topologies, search):
+        assert search
         if name != "moco":
             raise KeyboardInterrupt
         return {"cpu:8": found}

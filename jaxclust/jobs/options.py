@@ -11,3 +11,4 @@ class Options(NamedTuple):
     by_cluster: str = ""  # export: "link" or "copy"
     overwrite: bool = False  # export: replace what is there
     topology: str = ""  # plan: devices to compile for
+    largest: bool = True  # plan: look for the largest batch too, which compiles several more

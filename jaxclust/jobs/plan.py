@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         text += f"\nNot planned: {', '.join(left_out)}, which take no step.\n"
     plans: dict[str, dict[str, Plan]] = {}
     for name in trained:
-        plans[name] = plans_there = plans_of(config, name, infos[name], topologies)
+        plans[name] = plans_there = plans_of(config, name, infos[name], topologies, options.largest)
         shape = " x ".join(map(str, infos[name].image_shape))
         text += f"\n## {name}\n\n{infos[name].size:,} images of {shape}\n\n{table(plans_there)}\n"
         text += "\n".join(f"- {where}: {verdict(plan)}" for where, plan in plans_there.items()) + "\n"
@@ -60,15 +60,17 @@ def trains(config: ConfigDict, name: str) -> bool:
     return bool(own.rounds or own.steps) or len(stage_names(config)) == 1
 
 
-def plans_of(config: ConfigDict, name: str, info: DataInfo, topologies: list[Topology]) -> dict[str, Plan]:
-    """The plan of stage `name` for each topology."""
+def plans_of(
+    config: ConfigDict, name: str, info: DataInfo, topologies: list[Topology], search: bool = True
+) -> dict[str, Plan]:
+    """The plan of stage `name` for each topology, with the largest batch if there is to be a `search` for it."""
     config = for_stage(config, name)
     config.stage = ConfigDict()  # now part of it, and no longer laid over another batch size
     plans: dict[str, Plan] = {}
     largest: dict[Chip | None, int] = {}
     for on in topologies:
-        plans[on.name] = plan(config, name, info, on, largest.get(on.chip, 0))
-        largest[on.chip] = plans[on.name]["largest/batch_per_chip"]
+        plans[on.name] = plan(config, name, info, on, largest.get(on.chip, 0) if search else None)
+        largest[on.chip] = plans[on.name].get("largest/batch_per_chip", 0)
     return plans
 
 
@@ -94,10 +96,10 @@ def images(config: ConfigDict) -> tuple[dict[str, DataInfo], str]:
     return infos, f"of {data.source} as config.data describes them"
 
 
-def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int) -> Plan:
+def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int | None) -> Plan:
     """Everything about stage `name` on a topology, by the names of `table.ROWS`.
 
-    `hint` is the largest batch of a chip of the same kind, where another plan has found it.
+    `hint` is the largest batch of a chip of the same kind, where another plan has found it; None: none is looked for.
     """
     chips, start = len(on.devices), config.batch_size // len(on.devices)
     stage = measure.stage_on(on, config, name, info, config.batch_size)
@@ -117,7 +119,8 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
     def taken(batch: int) -> bool:
         return measure.takes(config, stage.info, batch * chips)
 
-    best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), info.size // chips, hint, taken)
+    most = start if hint is None else info.size // chips
+    best, memory = measure.largest(needed, on.memory, start, nbytes(stage.shapes), most, hint or 0, taken)
     found: dict[str, Any] = {
         "chips": chips,
         "hosts": on.hosts,
@@ -125,11 +128,10 @@ def plan(config: ConfigDict, name: str, info: DataInfo, on: Topology, hint: int)
         "memory/features": features and measure.feature_memory(stage, features),
         "train/batch": config.batch_size,
         "train/batch_per_chip": config.batch_size / chips,
-        "largest/batch_per_chip": best,
-        "largest/batch": best * chips,
-        "largest/memory": memory,
         "refused": refusal or refused[start],
     }
+    if hint is not None:
+        found |= {"largest/batch_per_chip": best, "largest/batch": best * chips, "largest/memory": memory}
     train = programs[start]
     if train:
         parts = measure.train_memory(stage, train)
@@ -216,13 +218,13 @@ def of_clusterings(c: ConfigDict, images: int, width: int, number: int, dim: int
 
 def verdict(found: Plan) -> str:
     """Whether it fits, in a line."""
-    best, chips, has = found["largest/batch_per_chip"], found["chips"], size(found["memory/chip"])
-    most = f"at most {count(best * chips)} images a step ({count(best)} a chip)"
-    if not best:
-        most = "not even one image a chip does: take a smaller network"
+    best, chips, has = found.get("largest/batch_per_chip"), found["chips"], size(found["memory/chip"])
+    most = f"; at most {count(best * chips)} images a step ({count(best)} a chip)" if best else ""
+    if best == 0:
+        most = "; not even one image a chip does: take a smaller network"
     if found["fits"]:
-        return f"fits, {size(found['memory/train'])} of {has} a chip; {most}"
+        return f"fits, {size(found['memory/train'])} of {has} a chip{most}"
     needs = {"batch_size": found.get("memory/train"), "eval_batch_size": found["memory/features"]}
     setting = next(name for name, value in needs.items() if value is None or value > found["memory/chip"])
     amount = f"needs {size(needs[setting])}" if needs[setting] else f"is refused ({found['refused']})"
-    return f"**does not fit**: config.{setting} {amount}, a chip has {has}; {most}"
+    return f"**does not fit**: config.{setting} {amount}, a chip has {has}{most}"

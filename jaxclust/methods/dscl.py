@@ -87,6 +87,8 @@ def _check(config: ConfigDict, info: DataInfo, d: int) -> None:
         )
     n, what = (small, "config.dscl.small_batch_size=") if s.scope == "small" else (size, "config.batch_size=")
     n, what = (info.size, "all of the ") if s.solver == "closed_form" else (n, what)
+    same = config.freeze_body and not config.frozen_views  # an image that is there again says nothing new
+    n, what = (info.size, f"{what}{n}, but only ") if same and info.size < n else (n, what)
     what = f"{what}{n} images share a loss, and an embedding has config.dscl.vector_size={d} numbers"
     if n <= d and not s.allow_degenerate:
         raise ConfigError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxclust.evaluation import clustering
 from jaxclust.train.stage import Stage
 
+MANY_SKIPPED = 0.5  # steps of a round
 ROUNDS_TO_LEARN = 3  # a new head starts at ln k, so the loss is judged only after a few rounds
 
 
@@ -19,6 +20,12 @@ def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
     size = stage.split.size if step == 0 else 10**12  # too few images is said once
     for words in clustering.warnings(values, size, stage.method.num_clusters, loss, outputs):
         print(f"  warning: {words}", flush=True)
+    if values.get("train/skipped", 0.0) >= MANY_SKIPPED:
+        print(
+            f"  warning: {values['train/skipped']:.0%} of the steps were skipped: their gradient was not finite, or "
+            "longer than config.dscl.max_grad_norm, and nothing is learnt by them. Try a lower learning rate",
+            flush=True,
+        )
 
 
 def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
@@ -31,6 +38,7 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
         "train/loss": lambda v: f"loss {v:.3f}",
         "train/accuracy": lambda v: f"accuracy {v:.3f}",
         "train/top1": lambda v: f"own key first {v:.0%}",
+        "train/skipped": lambda v: f"skipped {v:.0%}",
         "train/spread": lambda v: f"spread {v:.2f}",
         "clusters/found": lambda v: f"clusters {v:.0f}" + (f"/{asked}" if asked else ""),
         "clusters/largest_share": lambda v: f"largest {v:.0%}",
@@ -41,5 +49,6 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
         "train/nmi": lambda v: f"NMI {v:.3f}",
         "images_per_second": lambda v: f"{v:,.0f} images/s",
     }
-    parts += [show(values[name]) for name, show in known.items() if name in values]
+    silent = {"train/skipped"} if not values.get("train/skipped") else set()
+    parts += [show(values[name]) for name, show in known.items() if name in values and name not in silent]
     return " · ".join(parts)

@@ -17,7 +17,7 @@ from jaxclust.config import for_stage, naming_section, stage_names
 from jaxclust.data import view as view_lib
 from jaxclust.data.groups import groups_of
 from jaxclust.data.split import Split, fingerprint
-from jaxclust.errors import ConfigError
+from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import suite
 from jaxclust.features.extract import Program, compile_for
 from jaxclust.methods.base import Batch, DataInfo, Method, Targets, TrainState
@@ -205,9 +205,15 @@ def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split
 
 
 def without_small(labels: np.ndarray, least: int) -> np.ndarray:
-    """Labels int [N] where those of classes with fewer than `least` images are unknown, which is said."""
+    """Labels int [N] where those of classes with fewer than `least` images are unknown, which is said; DataError if
+    none is left."""
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     small = np.flatnonzero((sizes > 0) & (sizes < least))
+    if len(small) == np.count_nonzero(sizes):
+        raise DataError(
+            f"none of {len(small)} classes has {least} images, so that of {len(labels):,} images none can be trained "
+            "on; labels may be numbers of images in place of classes"
+        )
     if not len(small):
         return labels
     warn_once(
