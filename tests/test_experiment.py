@@ -188,6 +188,55 @@ def test_a_single_run_is_an_experiment_of_one_net(tmp_path):
         experiment.chosen([net], of_clustnet(report__nets="2"))
 
 
+@pytest.mark.parametrize("text", ['{"seed": 2, "mod', "", "[1]", "\0\0\0"])
+def test_a_net_with_a_torn_config_alone_is_left_out_and_named(tmp_path, capsys, text):
+    folder = experiment_of(tmp_path, [0.1, 0.2, 0.3])
+    (folder / "net2" / "config.json").write_text(text)
+    assert [net.number for net in experiment.read(folder, of_clustnet())] == [1, 3]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"left out: net 2: {folder}/net2/config.json is damaged, such as by a copy that was cut off")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"fields": ["clus', "[]", "{}", '{"fields": ["seed"], "runs": [{}]}', '{"fields": 3}']
+)
+def test_a_torn_list_of_nets_is_named_with_what_to_do(tmp_path, text):
+    folder = experiment_of(tmp_path, [0.1, 0.2])
+    (folder / "sweep.json").write_text(text)
+    with pytest.raises(DataError, match=r"sweep.json is damaged.* Restore it .* --workdir=.*/net1 is of one") as error:
+        experiment.read(folder, of_clustnet())
+    assert '{"fields": [names of what is swept], "runs": [of net1, net2' in str(error.value)
+
+
+TORN = {
+    "in a line": lambda text: text[:-5],
+    "between columns": lambda text: text[: text.rindex(",")] + "\n",
+    "to nothing": lambda text: "",
+    "to words": lambda text: text.replace("0.5", "half"),
+    "to another file": lambda text: "id,path\n1,a\n",
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_net_whose_zeros_cannot_be_read_is_skipped_and_named(tmp_path, name):
+    folder = experiment_of(tmp_path, [0.1, 0.2, 0.3, 0.4])
+    nets = experiment.read(folder, of_clustnet())
+    for net in nets[:3]:
+        path = net.workdir / "pictures" / "sparsity" / "sparsity.csv"
+        path.parent.mkdir(parents=True)
+        sparsity.write(path, {epoch: {"input": {"all": 0.5, "chosen": 0.25}} for epoch in (0, 2)})
+    assert sparsity.read_back(path) == {epoch: {"input": {"all": 0.5, "chosen": 0.25}} for epoch in (0, 2)}
+    torn = nets[1].workdir / "pictures" / "sparsity" / "sparsity.csv"
+    torn.write_text(TORN[name](torn.read_text()))
+    draw = sparsity.compare(nets)
+    assert [net.number for net in draw.args[0]] == [1, 3]
+    (tmp_path / "drawn").mkdir()
+    (said,) = draw(tmp_path / "drawn").skipped
+    assert re.fullmatch(f"net 2: {torn} is damaged: .*; --job=report --config.report.pictures=sparsity .*", said)
+    with pytest.raises(DataError, match="no run of the sweep has it; net 2: .*sparsity.csv is damaged"):
+        sparsity.compare([nets[1], nets[3]])
+
+
 # Mathematics.
 
 
