@@ -10,6 +10,7 @@ import tempfile
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxclust import config as config_lib
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
+from jaxclust.jobs import report as report_job
 from jaxclust.kinds import spans
 from jaxclust.methods import cae, mixture
 from jaxclust.pictures import (
@@ -42,6 +44,7 @@ from jaxclust.pictures import (
 )
 from jaxclust.report import experiment, figures
 from jaxclust.report.experiment import Net
+from jaxclust.report.gallery import Gallery
 from jaxclust.train.checkpoint import Checkpoints
 
 
@@ -481,6 +484,47 @@ def test_each_net_has_its_own_matrices_and_bars(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row.pop("epoch") for row in rows] == ["0", "1", "4"]
     assert all(sum(map(float, row.values())) == pytest.approx(1) for row in rows)
+
+
+def second_layer(seen):
+    """`prepare` of a picture of layer 2, of a net whose stage is replaced by how many layers it has."""
+    if seen.stage < 2:
+        raise ConfigError(f"layer=2: there is: {seen.stage}")
+    return one_file
+
+
+def one_file(folder):
+    (folder / "drawn.txt").write_text("")
+    return Gallery("a picture", "", [])
+
+
+@pytest.mark.parametrize("layers", [(0, 2, 1, 3), (1, 0), (None, 1, 2)])
+def test_a_net_that_alone_lacks_a_layer_is_named_and_what_none_has_is_refused_first(
+    tmp_path, monkeypatch, capsys, layers
+):
+    folder = experiment_of(tmp_path, [0.1] * len(layers))
+    of_net = {folder / f"net{number}": count for number, count in enumerate(layers, 1)}
+
+    def look(config, workdir):
+        if of_net[workdir] is None:
+            raise DataError("there is no checkpoint yet")
+        return Seen(of_net[workdir], None, None)
+
+    monkeypatch.setattr(report_job, "look", look)
+    monkeypatch.setattr(report_job, "origin", lambda seen: {})
+    asked = {"second": SimpleNamespace(prepare=second_layer), "any": SimpleNamespace(prepare=lambda seen: one_file)}
+    if layers == (1, 0):
+        with pytest.raises(ConfigError, match="^layer=2: there is: 1$"):
+            report_job.of_sweep(asked, of_clustnet(), folder)
+        assert not [*folder.glob("net*/pictures"), *folder.glob("**/report")]
+        return
+    report_job.of_sweep(asked, of_clustnet(), folder)
+    for path, count in of_net.items():
+        drawn = {file.parent.name for file in path.glob("pictures/*/drawn.txt")}
+        assert drawn == (set() if count is None else {"any"} if count < 2 else {"any", "second"})
+        assert (path / "report" / "index.html").exists()
+    said = re.findall(r"left out: second: layer=2: there is: (\d) \(other runs", capsys.readouterr().out)
+    assert said == [str(count) for count in layers if count in (0, 1)]
 
 
 # All of them, of a real sweep.

@@ -222,7 +222,7 @@ def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
     std = {name: statistics.stdev(found) for name, found in numbers.items() if len(found) > 1}
     if len(rows) > 1:
         assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows]
-        if len({len(assignment) for assignment in assignments}) == 1:  # else they are not of the same images, or one is cut off
+        if len({len(assignment) for assignment in assignments}) == 1:  # else not of the same images, or cut off
             mean["stability"] = stability(assignments) or 0.0
     judged: dict[str, list[float]] = {}
     for row in rows:
