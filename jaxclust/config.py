@@ -6,7 +6,6 @@ A config is an `ml_collections.ConfigDict` made by `base()`, changed by a file i
 
 import difflib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxclust.errors import ConfigError
 from jaxclust.fields import FIELDS
-from jaxclust.files import write_json
+from jaxclust.files import read_json, write_json
 from jaxclust.kinds import Each, Field
 
 
@@ -164,7 +163,7 @@ def save(config: ConfigDict, path: Path) -> None:
 
 
 def load(path: Path) -> ConfigDict:
-    """Reads what `save` wrote; ConfigError on a setting this version does not know."""
+    """Reads what `save` wrote; ConfigError on a setting this version does not know, DataError: the file is damaged."""
     config = base()
 
     def fill(node: ConfigDict, tree: Mapping[str, Any], prefix: str) -> None:
@@ -179,7 +178,7 @@ def load(path: Path) -> ConfigDict:
                 node[name] = tuple(value) if isinstance(value, list) else value
 
     with config.unlocked():
-        fill(config, json.loads(path.read_text()), "")
+        fill(config, read_json(path), "")
     return config
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxclust.errors import DataError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,3 +29,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, for people to read too."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; DataError if it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__} and no object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged, such as by a copy that was cut off or a full disk: {error}") from None
+    return content

@@ -10,6 +10,7 @@ import tempfile
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxclust import config as config_lib
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
+from jaxclust.jobs import report as report_job
 from jaxclust.kinds import spans
 from jaxclust.methods import cae, mixture
 from jaxclust.pictures import (
@@ -42,6 +44,7 @@ from jaxclust.pictures import (
 )
 from jaxclust.report import experiment, figures
 from jaxclust.report.experiment import Net
+from jaxclust.report.gallery import Gallery
 from jaxclust.train.checkpoint import Checkpoints
 
 
@@ -186,6 +189,55 @@ def test_a_single_run_is_an_experiment_of_one_net(tmp_path):
     assert (net.number, net.values, net.workdir, net.legend) == (1, {}, tmp_path, "net 1")
     with pytest.raises(ConfigError, match="there is no net 2; there is: 1"):
         experiment.chosen([net], of_clustnet(report__nets="2"))
+
+
+@pytest.mark.parametrize("text", ['{"seed": 2, "mod', "", "[1]", "\0\0\0"])
+def test_a_net_with_a_torn_config_alone_is_left_out_and_named(tmp_path, capsys, text):
+    folder = experiment_of(tmp_path, [0.1, 0.2, 0.3])
+    (folder / "net2" / "config.json").write_text(text)
+    assert [net.number for net in experiment.read(folder, of_clustnet())] == [1, 3]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"left out: net 2: {folder}/net2/config.json is damaged, such as by a copy that was cut off")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"fields": ["clus', "[]", "{}", '{"fields": ["seed"], "runs": [{}]}', '{"fields": 3}']
+)
+def test_a_torn_list_of_nets_is_named_with_what_to_do(tmp_path, text):
+    folder = experiment_of(tmp_path, [0.1, 0.2])
+    (folder / "sweep.json").write_text(text)
+    with pytest.raises(DataError, match=r"sweep.json is damaged.* Restore it .* --workdir=.*/net1 is of one") as error:
+        experiment.read(folder, of_clustnet())
+    assert '{"fields": [names of what is swept], "runs": [of net1, net2' in str(error.value)
+
+
+TORN = {
+    "in a line": lambda text: text[:-5],
+    "between columns": lambda text: text[: text.rindex(",")] + "\n",
+    "to nothing": lambda text: "",
+    "to words": lambda text: text.replace("0.5", "half"),
+    "to another file": lambda text: "id,path\n1,a\n",
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_net_whose_zeros_cannot_be_read_is_skipped_and_named(tmp_path, name):
+    folder = experiment_of(tmp_path, [0.1, 0.2, 0.3, 0.4])
+    nets = experiment.read(folder, of_clustnet())
+    for net in nets[:3]:
+        path = net.workdir / "pictures" / "sparsity" / "sparsity.csv"
+        path.parent.mkdir(parents=True)
+        sparsity.write(path, {epoch: {"input": {"all": 0.5, "chosen": 0.25}} for epoch in (0, 2)})
+    assert sparsity.read_back(path) == {epoch: {"input": {"all": 0.5, "chosen": 0.25}} for epoch in (0, 2)}
+    torn = nets[1].workdir / "pictures" / "sparsity" / "sparsity.csv"
+    torn.write_text(TORN[name](torn.read_text()))
+    draw = sparsity.compare(nets)
+    assert [net.number for net in draw.args[0]] == [1, 3]
+    (tmp_path / "drawn").mkdir()
+    (said,) = draw(tmp_path / "drawn").skipped
+    assert re.fullmatch(f"net 2: {torn} is damaged: .*; --job=report --config.report.pictures=sparsity .*", said)
+    with pytest.raises(DataError, match="no run of the sweep has it; net 2: .*sparsity.csv is damaged"):
+        sparsity.compare([nets[1], nets[3]])
 
 
 # Mathematics.
@@ -432,6 +484,47 @@ def test_each_net_has_its_own_matrices_and_bars(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row.pop("epoch") for row in rows] == ["0", "1", "4"]
     assert all(sum(map(float, row.values())) == pytest.approx(1) for row in rows)
+
+
+def second_layer(seen):
+    """`prepare` of a picture of layer 2, of a net whose stage is replaced by how many layers it has."""
+    if seen.stage < 2:
+        raise ConfigError(f"layer=2: there is: {seen.stage}")
+    return one_file
+
+
+def one_file(folder):
+    (folder / "drawn.txt").write_text("")
+    return Gallery("a picture", "", [])
+
+
+@pytest.mark.parametrize("layers", [(0, 2, 1, 3), (1, 0), (None, 1, 2)])
+def test_a_net_that_alone_lacks_a_layer_is_named_and_what_none_has_is_refused_first(
+    tmp_path, monkeypatch, capsys, layers
+):
+    folder = experiment_of(tmp_path, [0.1] * len(layers))
+    of_net = {folder / f"net{number}": count for number, count in enumerate(layers, 1)}
+
+    def look(config, workdir):
+        if of_net[workdir] is None:
+            raise DataError("there is no checkpoint yet")
+        return Seen(of_net[workdir], None, None)
+
+    monkeypatch.setattr(report_job, "look", look)
+    monkeypatch.setattr(report_job, "origin", lambda seen: {})
+    asked = {"second": SimpleNamespace(prepare=second_layer), "any": SimpleNamespace(prepare=lambda seen: one_file)}
+    if layers == (1, 0):
+        with pytest.raises(ConfigError, match="^layer=2: there is: 1$"):
+            report_job.of_sweep(asked, of_clustnet(), folder)
+        assert not [*folder.glob("net*/pictures"), *folder.glob("**/report")]
+        return
+    report_job.of_sweep(asked, of_clustnet(), folder)
+    for path, count in of_net.items():
+        drawn = {file.parent.name for file in path.glob("pictures/*/drawn.txt")}
+        assert drawn == (set() if count is None else {"any"} if count < 2 else {"any", "second"})
+        assert (path / "report" / "index.html").exists()
+    said = re.findall(r"left out: second: layer=2: there is: (\d) \(other runs", capsys.readouterr().out)
+    assert said == [str(count) for count in layers if count in (0, 1)]
 
 
 # All of them, of a real sweep.

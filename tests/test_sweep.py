@@ -536,6 +536,24 @@ def test_what_is_missing_is_left_open(tmp_path):
     write_run(tmp_path / "net4", small_config(seed=1), np.arange(30) % 3)
     report.write(tmp_path)
     assert table(tmp_path / "summary.csv")[1]["stability"] == ""  # not of the same images
+    cut = tmp_path / "net4" / "assignments.csv"
+    cut.write_text(cut.read_text()[:-6])
+    report.write(tmp_path)
+    assert table(tmp_path / "summary.csv")[1]["stability"] == ""
+
+
+@pytest.mark.parametrize("file", ["net2/config.json", "net2/results.json", "outcomes/net2.json"])
+def test_a_run_with_a_torn_file_is_named_and_the_page_of_the_others_is_made(file, tmp_path):
+    whole = summarized(tmp_path, ["cluster.k"], [({"cluster.k": k}, None, {}) for k in (3, 4, 5)])
+    (tmp_path / file).write_text((tmp_path / file).read_text()[:20])
+    summary = report.write(tmp_path)
+    rows = table(tmp_path / "sweep.csv")
+    status = "not finished" if "outcomes" in file else "damaged"
+    assert [row["status"] for row in rows] == ["done", status, "done"]
+    assert rows[1]["failed"].startswith(f"{tmp_path / file} is damaged") and rows[1]["train/silhouette"] == ""
+    assert f"{tmp_path / file} is damaged" in summary.page.read_text()
+    assert [row["seeds"] for row in table(tmp_path / "summary.csv")] == ["1", "0", "1"]
+    assert summary.table.splitlines()[3] == whole.table.splitlines()[3]
 
 
 def test_no_label_reaches_table_plot_or_hint(tmp_path):

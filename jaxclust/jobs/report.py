@@ -45,13 +45,35 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def of_sweep(asked: Asked, config: ConfigDict, workdir: Path) -> None:
     """The pictures and the page of each run of a sweep that `config.report` asks for, and what compares these runs."""
     nets = experiment.chosen(experiment.read(workdir, config), config)
+    somewhere = functools.cache(lambda name: any(_fits(asked[name], config, net) for net in nets))
     for net in nets if asked else ():
         print(f"\nnet {net.legend}", flush=True)
         own = validate(experiment.config_of(net.workdir, config))
-        draw(of_network(asked, own, net.workdir) | of_files(asked, net), net.workdir)
+        of_own = of_network(asked, own, net.workdir)
+        of_own = {name: functools.partial(_or_left_out, prepare, name, somewhere) for name, prepare in of_own.items()}
+        draw(of_own | of_files(asked, net), net.workdir)
         page(net.workdir)
     draw(compared(asked, nets), workdir)
     print(f"\nreport: {sweep.write(workdir).page}", flush=True)
+
+
+def _or_left_out(prepare: Prepare, name: str, somewhere: Callable[[str], bool]) -> Draw:
+    """What this run alone has not, such as a layer, is a DataError; what no run has stays a ConfigError."""
+    try:
+        return prepare()
+    except ConfigError as error:
+        if somewhere(name):
+            raise DataError(f"{error} (other runs of the sweep have it)") from None
+        raise
+
+
+def _fits(module: ModuleType, config: ConfigDict, net: Net) -> bool:
+    """Whether the picture can be made from a run's network."""
+    try:
+        module.prepare(look(experiment.config_of(net.workdir, config), net.workdir))
+    except (ConfigError, DataError):
+        return False
+    return True
 
 
 def at_the_end(config: ConfigDict, workdir: Path) -> None:

@@ -55,15 +55,22 @@ def draw(seen: Seen, epochs: Sequence[int], source: Source, folder: Path) -> Gal
 
 
 def compare(nets: Sequence[Net]) -> Draw:
-    """DataError where no net has this picture."""
-    found = {net.number: read_back(net.workdir / "pictures" / "sparsity" / FILE) for net in nets}
+    """DataError where no net has this picture; damaged files of nets are skipped, and named."""
+    found, skipped = {}, []
+    for net in nets:
+        try:
+            found[net.number] = read_back(net.workdir / "pictures" / "sparsity" / FILE)
+        except DataError as error:
+            skipped.append(f"{net.name}: {error}")
     if not any(found.values()):
-        raise DataError("no run of the sweep has it")
-    shown = [net for net in by_field(nets) if found[net.number]]
-    return partial(draw_together, shown, found)
+        raise DataError("; ".join(["no run of the sweep has it", *skipped]))
+    shown = [net for net in by_field(nets) if found.get(net.number)]
+    return partial(draw_together, shown, found, tuple(skipped))
 
 
-def draw_together(nets: Sequence[Net], found: Mapping[int, Mapping[int, Shares]], folder: Path) -> Gallery:
+def draw_together(
+    nets: Sequence[Net], found: Mapping[int, Mapping[int, Shares]], skipped: tuple[str, ...], folder: Path
+) -> Gallery:
     """sparsity.png, a plot for each layer and kind of pairs, with a line for each net."""
     layers = list(dict.fromkeys(layer for net in nets for of in found[net.number].values() for layer in of))
     panels = [
@@ -76,7 +83,7 @@ def draw_together(nets: Sequence[Net], found: Mapping[int, Mapping[int, Shares]]
         for pairs, title in PAIRS.items()
     ]
     caption = "The mean over images of the share of exact zeros, at the epochs of which each net kept a checkpoint."
-    return Gallery("Sparsity", caption, [save(partial(lines, panels, 2), folder, "sparsity")])
+    return Gallery("Sparsity", caption, [save(partial(lines, panels, 2), folder, "sparsity")], skipped=skipped)
 
 
 def _line(found: Mapping[int, Shares], layer: str, pairs: str, label: str, place: int) -> Line:
@@ -118,10 +125,17 @@ def write(path: Path, found: Mapping[int, Shares]) -> None:
 
 
 def read_back(path: Path) -> dict[int, dict[str, dict[str, float]]]:
-    """What `write` wrote, nothing where it has not."""
+    """What `write` wrote, nothing where it has not; DataError: the file is damaged."""
     found: dict[int, dict[str, dict[str, float]]] = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as table:
-            for row in csv.DictReader(table):
-                found.setdefault(int(row["epoch"]), {})[row["layer"]] = {pairs: float(row[pairs]) for pairs in PAIRS}
+    if not path.exists():
+        return found
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it ends in the middle of a line")
+        for row in csv.DictReader(text.splitlines()):
+            found.setdefault(int(row["epoch"]), {})[row["layer"]] = {pairs: float(row[pairs]) for pairs in PAIRS}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        again = f"--job=report --config.report.pictures={path.parent.name} draws it again"
+        raise DataError(f"{path} is damaged: {error}; {again}") from None
     return found

@@ -54,15 +54,22 @@ def is_sweep(workdir: Path) -> bool:
 
 
 def read(workdir: Path, config: ConfigDict) -> list[Net]:
-    """The nets of a workdir by their numbers, as far as they have begun; a single run with this `config` is net 1."""
+    """The nets of a workdir by their numbers, as far as they have begun; a single run with this `config` is net 1.
+
+    Nets whose config.json is damaged are left out, and named.
+    """
     if not is_sweep(workdir):
         return [alone(workdir, config)]
-    runs = enumerate(read_plan(workdir).runs.items(), 1)
-    return [
-        Net(number, values, workdir / run, _last_stage(config_of(workdir / run, config)))
-        for number, (run, values) in runs
-        if (workdir / run / "config.json").exists()
-    ]
+    nets = []
+    for number, (run, values) in enumerate(read_plan(workdir).runs.items(), 1):
+        if (workdir / run / "config.json").exists():
+            try:
+                own = config_of(workdir / run, config)
+            except DataError as error:
+                print(f"left out: net {number}: {error}", flush=True)
+                continue
+            nets.append(Net(number, values, workdir / run, _last_stage(own)))
+    return nets
 
 
 def alone(workdir: Path, config: ConfigDict) -> Net:

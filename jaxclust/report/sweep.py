@@ -5,7 +5,6 @@ well groups of classes were told apart stands beside them, in a table and a plot
 """
 
 import csv
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -16,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxclust import config as settings
+from jaxclust.errors import DataError
 from jaxclust.evaluation.stability import stability
-from jaxclust.files import replacing
+from jaxclust.files import read_json, replacing
 from jaxclust.report import figures, gallery, sweep_figure
 
 Value = bool | int | float | str
 Values = dict[str, Value]
 
 SEED = "seed"
-DONE, FAILED, WAITING = "done", "failed", "not finished"
+DONE, FAILED, WAITING, DAMAGED = "done", "failed", "not finished", "damaged"
 
 
 class Measure(NamedTuple):
@@ -65,7 +65,7 @@ class Row(NamedTuple):
     run: str
     values: Values
     status: str
-    why: str  # it failed
+    why: str  # it failed, or cannot be read
     results: dict[str, float]
     measures: dict[str, float]
 
@@ -130,9 +130,18 @@ def write(workdir: Path) -> Summary:
 
 
 def read_plan(workdir: Path) -> Plan:
-    """Reads sweep.json."""
-    saved = json.loads((workdir / "sweep.json").read_text(encoding="utf-8"))
-    nets = ({name: values[name] for name in saved["fields"]} for values in saved["runs"])
+    """Reads sweep.json; DataError says what to do if it is damaged."""
+    path = workdir / "sweep.json"
+    try:
+        saved = read_json(path)
+        nets = [{name: values[name] for name in saved["fields"]} for values in saved["runs"]]
+    except (DataError, KeyError, TypeError) as error:
+        said = error if isinstance(error, DataError) else f"{path} is damaged: {error!r}"
+        raise DataError(
+            f'{said}. Restore it from a copy, or write it again: {{"fields": [names of what is swept], "runs": [of '
+            "net1, net2 and so on what their config.json has, {name: value}]}. The nets are there: "
+            f"--job=report --workdir={workdir / name_of(1)} is of one"
+        ) from None
     return Plan(tuple(saved["fields"]), {name_of(number): values for number, values in enumerate(nets, 1)})
 
 
@@ -149,10 +158,12 @@ def named(values: Values) -> str:
 def read_outcome(workdir: Path, run: str) -> tuple[str, str]:
     """How a run ended, and why if it failed."""
     path = workdir / "outcomes" / f"{run}.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return WAITING, ""
+    try:
+        saved = read_json(path)
+    except DataError as error:
+        return WAITING, str(error)  # which a sweep writes again
     return saved["status"], saved["why"]
 
 
@@ -177,8 +188,10 @@ def _row(workdir: Path, run: str, values: Values) -> Row:
     status, why = read_outcome(workdir, run)
     if status != DONE:
         return Row(run, values, status, why, {}, {})
-    results = json.loads((workdir / run / "results.json").read_text(encoding="utf-8"))
-    config = settings.load(workdir / run / "config.json")
+    try:
+        results, config = read_json(workdir / run / "results.json"), settings.load(workdir / run / "config.json")
+    except DataError as error:
+        return Row(run, values, DAMAGED, str(error), {}, {})
     config = settings.for_stage(config, settings.stage_names(config)[-1])
     asked = config.cluster.k if config.cluster.method != "pic" else 0
     most = math.log(max(asked, results["clusters"], 1))
@@ -209,7 +222,7 @@ def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
     std = {name: statistics.stdev(found) for name, found in numbers.items() if len(found) > 1}
     if len(rows) > 1:
         assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows]
-        if len({len(assignment) for assignment in assignments}) == 1:  # else they are not of the same images
+        if len({len(assignment) for assignment in assignments}) == 1:  # else not of the same images, or cut off
             mean["stability"] = stability(assignments) or 0.0
     judged: dict[str, list[float]] = {}
     for row in rows:
@@ -221,7 +234,7 @@ def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
 
 def _assignment(path: Path) -> NDArray[np.int64]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return np.array([int(row["cluster"]) for row in csv.DictReader(file)], np.int64)
+        return np.array([int(row["cluster"]) for row in csv.DictReader(file) if row.get("cluster")], np.int64)
 
 
 def shown(group: Group) -> list[str]:

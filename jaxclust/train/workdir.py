@@ -15,7 +15,7 @@ from jaxclust import __version__, hosts
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source, of_last_stage
 from jaxclust.errors import ConfigError, DataError
-from jaxclust.files import replacing, write_json
+from jaxclust.files import read_json, replacing, write_json
 from jaxclust.methods.base import DataInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "faiss-cpu", "faiss-gpu", "numpy")
@@ -86,14 +86,14 @@ def data_info(workdir: Path) -> DataInfo:
     path = workdir / "data.json"
     if not path.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (there is no {path}); train one first (--job=train)")
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about = read_json(path)
     return DataInfo(about["size"], tuple(about["image_shape"]), about["num_classes"])
 
 
 def devices_used(workdir: Path) -> int | None:
     """The number of devices that the run in `workdir` is made with, None if there is no run."""
     path = workdir / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8"))["devices_used"] if path.exists() else None
+    return read_json(path)["devices_used"] if path.exists() else None
 
 
 def environment(used: int) -> dict[str, object]:
