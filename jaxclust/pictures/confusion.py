@@ -63,15 +63,20 @@ def draw(net: Net, folder: Path) -> Gallery:
 
 
 def matrix(scores: Scores, classes: Sequence[int]) -> Matrix:
-    """Images of `classes` by expert and class; experts that stand for no class come last."""
+    """Images of `classes` by expert and class, pairs on the diagonal; where there are fewer experts, classes that none
+    stands for come last, else their places go to experts that stand for no class.
+    """
     k, classes = scores.gate.shape[1], sorted(classes)
     of = np.isin(scores.label, classes)
     counts = np.zeros((k, len(classes)), np.int64)
     np.add.at(counts, (scores.expert[of], np.searchsorted(classes, scores.label[of])), 1)
     rows, columns = clustering.pair(counts)
-    matched = rows[np.argsort(columns)].tolist()
-    order = matched + [expert for expert in range(k) if expert not in matched]
-    return Matrix(counts[order], order, classes)
+    partner = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    places = sorted(range(len(classes)), key=lambda column: k < len(classes) and column not in partner)
+    left = iter([expert for expert in range(k) if expert not in rows])
+    order = [partner[column] if column in partner else next(left) for column in places[:k]]
+    order += left
+    return Matrix(counts[order][:, places], order, [classes[column] for column in places])
 
 
 def _figure(of: Matrix, title: str, theme: figures.Theme) -> figures.Figure:
