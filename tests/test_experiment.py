@@ -303,9 +303,14 @@ COLLAPSED = {  # K, images by (expert, class), the experts of the rows, the clas
 def test_pairs_are_on_the_diagonal_where_others_are_alone(name):
     k, images, experts, classes = COLLAPSED[name]
     expert, label = np.repeat(list(images), list(images.values()), axis=0).T
-    of = confusion.matrix(Scores(label, label, np.zeros((len(label), 2)), np.eye(k)[expert], None), [0, 1, 2, 3])
+    scores = Scores(label, label, np.zeros((len(label), 2)), np.eye(k)[expert], None)
+    of = confusion.matrix(scores, [0, 1, 2, 3])
     assert (of.experts, of.classes) == (experts, classes)
     assert of.counts.tolist() == [[images.get((e, c), 0) for c in classes] for e in experts]
+    whole = confusion.beside(confusion.matrix(scores, [3, 2]), confusion.matrix(scores, [0, 1]))
+    assert sorted(whole.classes) == [0, 1, 2, 3] and set(whole.classes[:2]) == {2, 3}
+    assert whole.counts.tolist() == [[images.get((e, c), 0) for c in whole.classes] for e in whole.experts]
+    np.testing.assert_allclose(whole.shares.sum(axis=0), np.isin(whole.classes, label))
 
 
 @given(st.integers(1, 30), st.integers(2, 7), st.integers(0, 1000))
@@ -486,16 +491,26 @@ def test_each_net_has_its_own_matrices_and_bars(tmp_path):
         written(tmp_path, epoch, some_scores(seed=epoch))
     (tmp_path / "drawn").mkdir()
     shown = confusion.read(net_in(tmp_path, report__epochs="1-4"))(tmp_path / "drawn")
-    assert [image.file for image in shown.images] == [f"{g}-epoch{e}.png" for e in (1, 4) for g in "pn"]
+    assert [image.file for image in shown.images] == [f"{g}-epoch{e}.png" for e in (1, 4) for g in ("p", "n", "all")]
     with (tmp_path / "drawn" / "n-epoch4.csv").open() as file:
         header, *rows = csv.reader(file)
-    of = confusion.matrix(some_scores(seed=4), [5, 6, 7, 8, 9])
+    scores = some_scores(seed=4)
+    of = confusion.matrix(scores, [5, 6, 7, 8, 9])
     assert header == ["expert", "5", "6", "7", "8", "9"] and [int(row[0]) for row in rows] == of.experts
     assert [[int(cell) for cell in row[1:]] for row in rows] == of.counts.tolist()
-    assert [image.file for image in confusion.read(net_in(tmp_path))(tmp_path).images] == [
-        "p-epoch4.png",
-        "n-epoch4.png",
-    ]
+    report_job.draw(report_job.of_files({"confusion": confusion}, net_in(tmp_path)), tmp_path)
+    report_job.page(tmp_path)
+    links = Page(tmp_path / "report" / "index.html").links
+    shown = [link.rpartition("/")[2] for link in links if link.startswith("../pictures/confusion/")]
+    assert {file for file in shown if re.fullmatch(r"\w+-epoch\d+.png", file)} == {
+        f"{of}-epoch4.png" for of in ("p", "n", "all")
+    }
+    with (tmp_path / "drawn" / "all-epoch4.csv").open() as file:
+        header, *rows = csv.reader(file)
+    experts = confusion.matrix(scores, [0, 1, 2, 3, 4]).experts
+    assert header == ["expert", *map(str, range(10))] and [int(row[0]) for row in rows] == experts
+    for expert, row in zip(experts, rows, strict=True):
+        assert [int(n) for n in row[1:]] == [sum((scores.expert == expert) & (scores.label == c)) for c in range(10)]
     shown = certainty.read(net_in(tmp_path))(tmp_path / "drawn")
     with Image.open(tmp_path / "drawn" / shown.images[0].dark) as picture:
         assert picture.width > 300
@@ -551,7 +566,7 @@ def test_a_net_that_alone_lacks_a_layer_is_named_and_what_none_has_is_refused_fi
 ALL = "weights,sparsity,accuracy,failures,certainty,map_variance,confusion"
 FILES = {
     "certainty": {"certainty.png", "certainty.csv"},
-    "confusion": {"p-epoch3.png", "n-epoch3.png", "p-epoch3.csv", "n-epoch3.csv"},
+    "confusion": {f"{of}-epoch3.{kind}" for of in ("p", "n", "all") for kind in ("png", "csv")},
     "failures": {"epoch3.csv", "epoch3"},
     "map_variance": {"p-conv1.png", "n-conv1.png", "conv1.csv"},
     "sparsity": {"sparsity.png", "sparsity.csv"},
