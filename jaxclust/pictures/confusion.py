@@ -1,4 +1,4 @@
-"""Which experts the classes of each group are given to, P and N by themselves, as matrices of an epoch.
+"""Which experts the classes of each group are given to, P and N by themselves and all classes, as matrices of an epoch.
 
 Sections 1.1, 2.7 and 2.8 of our specification of ClustNet.
 """
@@ -22,6 +22,7 @@ from jaxclust.report.experiment import Net
 from jaxclust.report.gallery import Gallery
 
 COLUMN = "expert, in the order of its class"
+ALL = f"{COLUMN} of P"
 
 
 class Matrix(NamedTuple):
@@ -45,38 +46,50 @@ def read(net: Net) -> Draw:
 
 
 def draw(net: Net, folder: Path) -> Gallery:
-    """p-epoch<e>.png and n-epoch<e>.png, and the shares and counts as CSV files; by default of the last epoch."""
+    """p-, n- and all-epoch<e>.png, and the counts as CSV files; by default of the last epoch."""
     both = groups.judged(net.config)
     found, skipped = experiment.of_epochs(net, lambda scores: [matrix(scores, of) for of in both], last=True)
     images = []
-    for epoch, matrices in found.items():
-        for letter, of in zip("pn", matrices, strict=True):
-            name = f"{letter}-epoch{epoch}"
+    for epoch, (p, n) in found.items():
+        shown = {"p": ("P", p, COLUMN), "n": ("N", n, COLUMN), "all": ("all classes", beside(p, n), ALL)}
+        for short, (what, of, words) in shown.items():
+            name, title = f"{short}-epoch{epoch}", f"{what}, epoch {epoch}"
             write(folder / f"{name}.csv", of)
-            title = f"{letter.upper()}, epoch {epoch}"
-            images.append(save(partial(_figure, of, title), folder, name, title))
+            images.append(save(partial(_figure, of, title, words), folder, name, title))
     caption = (
         f"Of the classes of P and of N, by the files of {experiment.of_split(net.config)} in scores/: columns add up "
-        "to 1, experts are in the order of the class that they stand for under the best pairing within the group."
+        "to 1, experts are in the order of the class that they stand for under the best pairing within the group; "
+        "all: those of P beside those of N, in the order of P."
     )
     return Gallery("Experts against the classes of each group", caption, images, skipped=skipped)
 
 
 def matrix(scores: Scores, classes: Sequence[int]) -> Matrix:
-    """Images of `classes` by expert and class; experts that stand for no class come last."""
+    """Images of `classes` by expert and class, pairs on the diagonal; where there are fewer experts, classes that none
+    stands for come last, else their places go to experts that stand for no class.
+    """
     k, classes = scores.gate.shape[1], sorted(classes)
     of = np.isin(scores.label, classes)
     counts = np.zeros((k, len(classes)), np.int64)
     np.add.at(counts, (scores.expert[of], np.searchsorted(classes, scores.label[of])), 1)
     rows, columns = clustering.pair(counts)
-    matched = rows[np.argsort(columns)].tolist()
-    order = matched + [expert for expert in range(k) if expert not in matched]
-    return Matrix(counts[order], order, classes)
+    partner = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    places = sorted(range(len(classes)), key=lambda column: k < len(classes) and column not in partner)
+    left = iter([expert for expert in range(k) if expert not in rows])
+    order = [partner[column] if column in partner else next(left) for column in places[:k]]
+    order += left
+    return Matrix(counts[order][:, places], order, [classes[column] for column in places])
 
 
-def _figure(of: Matrix, title: str, theme: figures.Theme) -> figures.Figure:
+def beside(p: Matrix, n: Matrix) -> Matrix:
+    """All classes: the columns of P, then those of N, with the rows of P."""
+    rows = [n.experts.index(expert) for expert in p.experts]
+    return Matrix(np.hstack([p.counts, n.counts[rows]]), p.experts, p.classes + n.classes)
+
+
+def _figure(of: Matrix, title: str, words: str, theme: figures.Theme) -> figures.Figure:
     names = [str(label) for label in of.classes]
-    return figures.confusion(of.counts, of.experts, names, theme, of.shares, (title, COLUMN))
+    return figures.confusion(of.counts, of.experts, names, theme, of.shares, (title, words))
 
 
 def write(path: Path, of: Matrix) -> None:
