@@ -155,6 +155,19 @@ def test_a_run_goes_on_with_its_number_of_devices(monkeypatch, tmp_path):
     assert main(["jaxclust", "--job=evaluate", f"--workdir={workdir}"]) == 0
 
 
+def test_of_a_frozen_body_a_step_on_its_features_is_timed(tmp_path, monkeypatch):
+    stage = prepared(smaller_config(runtime__devices=1, model__blocks=1, model__dim=12, freeze_body=True), tmp_path)
+    seen = []
+
+    def step(state, batch, key):
+        seen.append(batch["views"]["train"].shape)
+        return state, None, np.zeros(())
+
+    monkeypatch.setattr(devices, "TIMED", 1e-9)
+    assert devices.seconds_of_step(stage._replace(step=step)) >= 0
+    assert set(seen) == {(128, 12)}
+
+
 def test_a_real_step_is_timed(tmp_path):
     seconds = devices.seconds_of_step(prepared(smaller_config(runtime__devices=2, model__blocks=1), tmp_path))
     assert 0 < seconds < 5

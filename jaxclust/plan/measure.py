@@ -18,7 +18,7 @@ from jaxclust.methods.base import DataInfo
 from jaxclust.plan.program import Program, compiled, nbytes
 from jaxclust.plan.topology import Topology
 from jaxclust.train.loop import IN_FLIGHT
-from jaxclust.train.stage import Stage, example_batch, prepare
+from jaxclust.train.stage import Stage, batch_of_step, prepare
 
 COMPILES = 5  # sizes that are tried to find the largest batch
 MULTIPLE = 8  # of which batches of a chip are
@@ -128,9 +128,7 @@ def _round(batch: float) -> int:
 
 def _of_step(stage: Stage) -> tuple[Any, Any, Any]:
     """Shapes of the state, a batch and the key."""
-    shape = (_length(stage, stage.body),) if stage.config.freeze_body else stage.info.image_shape
-    info = stage.info._replace(image_shape=shape)
-    batch = jax.eval_shape(lambda: example_batch(stage.method, info, stage.config.batch_size, stage.config.views))
+    batch = jax.eval_shape(lambda: batch_of_step(stage))
     return _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), jax.eval_shape(lambda: runtime.key(0))
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxclust import hosts, runtime
 from jaxclust.errors import ConfigError
 from jaxclust.train import workdir as workdir_lib
-from jaxclust.train.stage import Stage, example_batch
+from jaxclust.train.stage import Stage, batch_of_step
 
 QUICK_STEP = 0.04  # seconds: nothing worth a second compilation is gained below
 TIMED = 0.5  # seconds of steps that a measurement takes, though at least one step
@@ -66,8 +66,7 @@ def with_devices(config: ConfigDict, count: int) -> ConfigDict:
 def seconds_of_step(stage: Stage) -> float:
     """Median time of a train step on a batch of zeros, compilation aside."""
     state, _ = stage.first()
-    batch = example_batch(stage.method, stage.info, stage.config.batch_size, stage.config.views)
-    batch, key = runtime.put_batch(batch, stage.mesh), runtime.key(0)
+    batch, key = runtime.put_batch(batch_of_step(stage), stage.mesh), runtime.key(0)
     times: list[float] = []
     while sum(times[1:]) < TIMED:
         start = time.perf_counter()

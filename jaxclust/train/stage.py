@@ -238,6 +238,16 @@ def first_targets(
     return targets._replace(memory=np.zeros((size, *kept.shape[1:]), kept.dtype))
 
 
+def batch_of_step(stage: Stage) -> Batch:
+    """A batch of zeros such as the train step sees: of images, or of what is kept of them where the body is frozen."""
+    info, shapes = stage.info, stage.shapes
+    if stage.config.freeze_body:
+        dtype = np.uint8 if len(info.image_shape) == 3 else np.float32
+        images = jax.ShapeDtypeStruct((stage.config.eval_batch_size, *info.image_shape), dtype)
+        info = info._replace(image_shape=jax.eval_shape(stage.body, shapes.params, shapes.extra, images).shape[1:])
+    return example_batch(stage.method, info, stage.config.batch_size, stage.config.views)
+
+
 def example_batch(method: Method, info: DataInfo, size: int, views: Mapping[str, Mapping[str, Any]] = {}) -> Batch:
     """A batch of zeros, for shapes and dtypes; its images take no memory.
 
