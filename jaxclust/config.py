@@ -144,6 +144,27 @@ def for_stage(config: ConfigDict, name: str) -> ConfigDict:
     return merged
 
 
+def make_room(config: ConfigDict, name: str) -> None:
+    """Gives a stage a setting of its own, `stage.<stage>.<setting>`, with the value for all, if it is to be set."""
+    first, _, rest = name.partition(".")
+    stage, _, setting = rest.partition(".")
+    values = dict(flatten(config))
+    if (
+        first != "stage"
+        or stage not in {*stage_names(config), *config.stage}
+        or setting not in values
+        or name in values
+    ):
+        return
+    *sections, last = setting.split(".")
+    with config.unlocked():
+        node = config.stage
+        for section in (stage, *sections):
+            node[section] = node.get(section, ConfigDict())
+            node = node[section]
+        node[last] = values[setting]
+
+
 @contextmanager
 def naming_section(config: ConfigDict, name: str) -> Iterator[None]:
     """Adds to a ConfigError where stage `name` has the settings that it names, if in a section of its own."""

@@ -205,9 +205,10 @@ def _is_sweep(job: str, workdir: str) -> bool:
 
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    names = [name for name, _ in config_lib.flatten(config)]
     for text in overrides:
         name = text.lstrip("-").removeprefix("config.").partition("=")[0]
+        config_lib.make_room(config, name)
+        names = [known for known, _ in config_lib.flatten(config)]
         if name not in names:
             raise config_lib.unknown(name, names)
     before, sys.argv = sys.argv, [sys.argv[0], *overrides]  # ml_collections reads the overrides from there

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -13,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)  # so that configs/ is found, as from a clone
 
+hypothesis.settings.register_profile("at any pace", deadline=None)
+hypothesis.settings.load_profile("at any pace")
 jax.config.update("jax_num_cpu_devices", 8)
 # Most tests compile much and compute little. This takes a quarter off their time, and XLA's older way to make code of
 # fused operations, in one piece, compiles four times as fast. Processes that they start inherit it.

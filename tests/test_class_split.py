@@ -108,7 +108,7 @@ def test_class_folders_in_several_splits_and_sizes(tmp_path, cache):
 
 
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=40), st.sets(st.integers(0, 5), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_class_is_on_one_side_and_each_image_of_one_is_there_once(labels, trained):
     labels = np.array([*labels, *range(6)], np.int32)  # each class has an image
     one = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)

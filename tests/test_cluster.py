@@ -164,7 +164,7 @@ def test_restarts_keep_the_lowest_objective(backend):
     assert best.info["objective"][-1] == min(single)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.permutations(range(60)), st.sampled_from(BACKENDS))
 def test_permuting_the_rows_permutes_the_labels(order, name):
     rows, order = noise(60, 4), np.array(order)
@@ -174,7 +174,7 @@ def test_permuting_the_rows_permutes_the_labels(order, name):
     np.testing.assert_array_equal(moved.labels, plain.labels[order])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(0, 99), st.sampled_from(BACKENDS))
 def test_contract_on_random_rows_with_ties(size, k, seed, name):
     rows = np.random.default_rng(seed).integers(0, 3, (size, 2)).astype(np.float32)
@@ -200,7 +200,6 @@ def test_an_empty_cluster_is_repaired(backend, reseed_empty):
     assert found.info["empty"] == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=12))
 def test_split_conserves_counts_and_nudges_in_alternation(sizes):
     counts = np.array(sizes)
@@ -428,7 +427,7 @@ def test_jax_stays_in_float32_where_float64_is_on():
 # k-means++
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(2, 200), st.integers(1, 9), st.integers(0, 99))
 def test_both_back_ends_draw_the_same_rows_for_a_seed(size, k, seed):
     rows, k = noise(size, 5, seed), min(k, size)

@@ -484,6 +484,9 @@ def test_the_encoder_learns_from_whom_it_should(gradient):
     by_gate, _ = slopes(params)
     assert any(leaf.any() for leaf in jax.tree.leaves(by_gate)) == (gradient != "none")
     assert any(leaf.any() for leaf in jax.tree.leaves(by_experts)) == (gradient == "both")
+    code = jnp.ones((4, 6))
+    alone = jax.grad(lambda code: mixture.for_experts(net, code).sum())(code)  # of the stage with one expert, too
+    assert bool(alone.any()) == (gradient == "both")
 
 
 CONVOLVED = {

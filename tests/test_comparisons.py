@@ -118,7 +118,7 @@ def test_knn_takes_little_from_far_neighbours_at_a_low_temperature():
     assert knn.compare(images(bank, query), config(evaluate__knn_temperature=1e-6))["knn/top1"] == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(axes, st.integers(1, 6))
 def test_ties_of_neighbours_go_to_the_lower_id(pairs, k):
     train = rows_on_axes(pairs)
@@ -128,7 +128,7 @@ def test_ties_of_neighbours_go_to_the_lower_id(pairs, k):
     assert (got["knn/top1"], got["knn/top5"]) == pytest.approx(tuple(slow_knn(train, None, k, 0.07)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(axes)
 def test_retrieval_is_that_of_the_slow_double_ties_included(pairs):
     rows, labels = rows_on_axes(pairs)

@@ -13,6 +13,7 @@ from small import prepared, small_config
 from jaxclust import config as c
 from jaxclust import kinds
 from jaxclust.errors import ConfigError
+from jaxclust.main import parse
 from jaxclust.train.lengths import due, lengths
 
 
@@ -89,6 +90,23 @@ def test_a_stage_sees_the_whole_config_with_its_section_laid_over():
         config.stage.first.optimizer.body.learning_rate = 1.0
     with pytest.raises(ConfigError, match="stage.first.optimizer.body.learning_rate"):
         c.validate(config)
+
+
+def test_a_setting_of_all_stages_may_be_given_to_one():
+    def read(*flags):
+        return parse(["jaxclust", "--config=configs/spice.py", *flags]).config
+
+    config = read("--config.stage.self.spice.mstep_bn=batch", "--config.stage.reliable.reliable.score=0.5")
+    assert (config.stage.self.spice.mstep_bn, config.spice.mstep_bn) == ("batch", "frozen")
+    assert c.for_stage(config, "reliable").reliable.score == 0.5 and list(config.stage.self.spice) == ["mstep_bn"]
+    for flag, words in (
+        ("stage.self.spice.mstepbn=batch", "config.stage.self.spice.mstepbn is unknown"),
+        ("stage.selv.rounds=3", "config.stage.selv.rounds is unknown; did you mean 'stage.self.rounds'"),
+        ("stage.self.spice.num_head=many", "many"),
+        ("stage.self.spice.num_head=0", "num_head=0 must be"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read(f"--config.{flag}")
 
 
 def test_an_error_says_which_settings_a_stage_has_for_itself():

@@ -42,7 +42,7 @@ sizes = st.integers(1, 3)
 margins = st.tuples(st.integers(0, 2), st.integers(0, 2))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.sampled_from([1, 15, 16, 33]), st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(margins, margins))
 def test_value_and_gradients_are_those_of_xla(batch, kernel, strides, pads):
     with jax.enable_x64(True):

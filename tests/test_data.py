@@ -145,7 +145,7 @@ def test_large_images_are_reduced_to_the_canonical_short_side(tmp_path):
     np.testing.assert_allclose(got.astype(int), _smooth(73, 110).astype(int), atol=5)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(height=st.integers(1, 400), width=st.integers(1, 400), side=st.integers(4, 80), orientation=st.integers(1, 8))
 def test_the_header_scan_foretells_the_decoded_size(tmp_path, height, width, side, orientation):
     """Also where a JPEG is decoded at a fraction of its size."""

@@ -314,7 +314,7 @@ def test_pairs_are_on_the_diagonal_where_others_are_alone(name):
 
 
 @given(st.integers(1, 30), st.integers(2, 7), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bars_of_certainty_add_up_to_one_and_fall(size, k, seed):
     gate = np.random.default_rng(seed).dirichlet(np.full(k, 0.3), size)
     found = certainty.ranked(gate)

@@ -124,6 +124,18 @@ def test_unpooling_puts_maxima_back_to_the_first_of_their_places(side, window):
     np.testing.assert_array_equal(back, expected)
 
 
+def test_a_decoder_is_drawn_as_pytorch_draws_transposed_convolutions():
+    """From U(-a, a) with a = 1 / sqrt(k k C_out), so that the last one, of one channel, is the widest."""
+    sizes = SIZES._replace(channels=8)
+    shape = map_shape(sizes, (12, 12, 1))
+    places = peaks(jnp.zeros((1, 12, 12, 8)), 2), peaks(jnp.zeros((1, 6, 6, 8)), 2)
+    decoder = Decoder(sizes, shape, 1, False, jnp.float32, jnp.float32)
+    params = decoder.init(jax.random.key(0), jnp.zeros((1, 6)), places)["params"]
+    for name, channels in (("conv1_conv", 8), ("conv2_conv", 1)):
+        widest = float(np.abs(params[name]["kernel"]).max())
+        assert 0.9 < widest * np.sqrt(9 * channels) <= 1
+
+
 def test_a_decoder_mirrors_its_stack_and_ends_without_a_relu_unless_asked():
     sizes, x = SIZES._replace(layers=3, kernel=4, pool=2, pool_out=3), jnp.zeros((2, 13, 12, 1))
     maps = shapes(ConvStack(sizes, jnp.float32, jnp.float32), x)

@@ -67,7 +67,7 @@ def test_8_the_scale_of_distances_does_not_matter(form, scale):
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["fcm"]), st.floats(1.2, 4.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_9_nearer_to_the_own_centroid_is_never_less_certain(seed, form, m):
     rng = np.random.default_rng(seed)
     centroids = rng.normal(size=(5, 3))

@@ -80,7 +80,7 @@ def test_a_host_that_never_came_is_lost_too():
     assert seconds_until(first, [])[1] == End(1, 1, "is lost: no sign of life for 6 s")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.1, 1.0)), min_size=1, max_size=60))
 def test_hosts_that_talk_in_time_are_never_lost(turns):
     first, second = watches(2)

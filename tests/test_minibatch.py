@@ -81,7 +81,7 @@ def test_a_pass_is_that_of_the_slow_double(monkeypatch):
     assert found.info["objective"][-1] == pytest.approx(squared.min(1).sum(), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 2000), st.integers(1, 600), st.integers(0, 9))
 def test_a_pass_takes_every_run_once_in_batches_of_about_the_wanted_size(size, batch_rows, seed):
     runs = minibatch._runs(size, batch_rows)

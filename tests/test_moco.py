@@ -14,6 +14,7 @@ from small import few_digits, few_vectors, prepared, with_settings
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
+from jaxclust.cluster import warn_once
 from jaxclust.errors import ConfigError
 from jaxclust.jobs import sweep, train
 from jaxclust.jobs.options import Options
@@ -344,6 +345,14 @@ def test_a_run_without_clusters_ends_with_comparisons_and_a_page_without_them(tm
 def test_what_it_cannot_work_with_is_refused_before_it_starts(tmp_path, fields, words):
     with pytest.raises(ConfigError, match=words):
         ready(tmp_path, **fields)
+
+
+def test_a_queue_of_all_images_is_warned_of(tmp_path, caplog):
+    warn_once.cache_clear()
+    ready(tmp_path, moco__queue=SIZE - BATCH)
+    assert not caplog.text
+    ready(tmp_path, moco__queue=SIZE)
+    assert "config.moco.queue=96 keeps keys of all 96 images or more" in caplog.text
 
 
 def test_vectors_are_refused(tmp_path):

@@ -152,7 +152,7 @@ def test_sobel_of_a_vertical_step_edge_is_four_times_its_height(height):
     np.testing.assert_array_equal(turned[0, 1:-1, 1:-1, 1].T, found[..., 0])
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
 def test_sobel_equals_the_slow_double(height, width, channels):
     x = images(height, width, channels)
@@ -199,7 +199,7 @@ POOLS = [(2, 2, 0), (3, 2, 0), (3, 2, 1)]
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(3, 14), st.integers(3, 14))
 def test_max_pool_equals_the_slow_double(pool, height, width):
     x = images(height, width)
@@ -241,7 +241,7 @@ def slow_adaptive_mean(x, side):
     return out
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
 def test_adaptive_mean_equals_the_slow_double(height, width, side):
     x = images(height, width)
@@ -604,7 +604,7 @@ def test_widths_of_alexnet_are_rounded():
 
 
 @pytest.mark.wide
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(
     st.sampled_from(list(WIDTHS)), st.integers(16, 64), st.integers(16, 64), st.sampled_from([1, 3]),
     st.sampled_from(["imagenet", "small", "pooled"]),

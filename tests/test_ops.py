@@ -15,7 +15,7 @@ rows = st.sampled_from([1, 2, 8])  # few, because each pair of them is compiled
 matrices = hnp.arrays(np.float32, st.tuples(rows, st.just(3)), elements=floats)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(matrices, matrices)
 def test_squared_distances_equal_the_differences(x, c):
     slow = ((x[:, None].astype(np.float64) - c[None]) ** 2).sum(-1)

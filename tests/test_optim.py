@@ -239,7 +239,7 @@ def reduced_by_hand(losses, lr, factor, patience, min_lr):
     return rates
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     losses=st.lists(st.integers(1, 6), min_size=1, max_size=25),
     patience=st.integers(0, 3),

@@ -86,7 +86,7 @@ def slow_pic(rows, num, sigma, alpha, iterations, merge):
 # Neighbours
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from(BACKENDS))
 def test_neighbours_are_those_of_brute_force_with_ties_by_id(data, backend):
     size = data.draw(st.integers(2, 60))
@@ -128,7 +128,6 @@ def test_zero_and_minus_zero_are_equal():
     assert knn.group_equal(rows, 5).members.tolist() == [[0, 2], [1, -1]]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 6))
 def test_groups_of_equal_rows_list_their_lowest_ids(values, limit):
     rows = np.array(values, np.float32)[:, None]
@@ -190,7 +189,7 @@ def test_rows_that_are_not_finite_are_named():
 # The clustering
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_labels_are_those_of_the_slow_double(data):
     size = data.draw(st.integers(2, 24))
@@ -267,7 +266,7 @@ def test_the_seed_changes_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.permutations(range(50)), st.sampled_from([0.001, 0.9]))
 def test_permuting_the_rows_permutes_the_partition(order, alpha):
     rows, order = noise(50), np.array(order)
@@ -315,7 +314,7 @@ def test_v_sums_to_one_and_is_a_fixed_point_in_the_end():
     np.testing.assert_allclose(again / again.sum(), v, rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(6, 60), st.integers(0, 99), st.booleans(), st.sampled_from([0.001, 0.5, 1.0]))
 def test_heights_rise_along_pointers_so_that_none_is_in_a_cycle(size, seed, ties, alpha):
     rows = noise(size, seed=seed)

@@ -145,7 +145,7 @@ def test_a_map_comes_with_the_convolution_before_it(network):
 
 
 @given(st.integers(1, 40), st.integers(0, 12), st.integers(1, 7), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_strongest_images_equal_sorting_all(size, count, batch, random):
     values = np.array([[random.randrange(6) for _ in range(3)] for _ in range(size)], np.float32)  # with ties
     count = count or size

@@ -308,6 +308,16 @@ def test_a_size_that_was_found_elsewhere_is_tried_first():
     assert tried == [1, 984]
 
 
+def test_without_a_search_one_batch_is_compiled():
+    tried = []
+    measure.largest(lambda batch: tried.append(batch) or 10 * batch, 1e6, 48, 0, 48)
+    assert tried == [48]
+    found = {"chips": 4, "memory/chip": 16e9, "memory/train": 4e9, "memory/features": 1e9, "fits": True}
+    assert plan.verdict(found) == "fits, 4 GB of 16 GB a chip"
+    largest = {"largest/batch_per_chip": 100}
+    assert plan.verdict(found | largest) == "fits, 4 GB of 16 GB a chip; at most 400 images a step (100 a chip)"
+
+
 def test_no_batch_is_larger_than_the_data_set():
     assert measure.largest(lambda batch: 10 * batch, 1e6, 8, 0, 1000) == (1000, 10_000)
     only = {"taken": lambda batch: batch % 48 == 0}

@@ -84,7 +84,7 @@ def test_distances_and_cosines_in_blocks_are_those_of_the_slow_doubles(queries, 
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(-1, 4), min_size=4, max_size=30), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_places_find_more_and_moving_features_changes_nothing(seed, labels, cosine):
     labels = np.array(labels, np.int32)
     assume((np.unique(labels[labels >= 0], return_counts=True)[1] > 1).any())
@@ -100,7 +100,7 @@ def test_more_places_find_more_and_moving_features_changes_nothing(seed, labels,
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30), st.permutations(range(4)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_nmi_of_a_renamed_partition_is_one_and_of_a_constant_zero(labels, names):
     """D12."""
     labels = np.array(labels)

@@ -79,7 +79,7 @@ def test_a_far_mean_costs_no_accuracy():
     np.testing.assert_allclose(far.projection, near.projection, rtol=1e-3, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 130))
 def test_the_chunks_do_not_matter_and_are_read_once(chunk):
     x = features(120, 6)

@@ -73,7 +73,7 @@ def test_unknown_kind_and_no_ids_are_errors():
         draw("uniform_image", np.arange(0), np.zeros(3, np.int32), 3, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["uniform_image", "uniform_cluster", "upstream"]),
     targets=st.lists(st.integers(0, 12), min_size=1, max_size=60),
@@ -152,7 +152,7 @@ def test_an_epoch_has_only_whole_pools_and_a_pool_no_more_than_all_images(kind):
         draw(kind, np.arange(4), np.zeros(4, np.int32), 5, 0, 5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     targets=st.lists(st.integers(-1, 4), min_size=1, max_size=40).filter(lambda values: max(values) >= 0),
     ratio=st.integers(1, 9),
@@ -189,7 +189,7 @@ def test_a_run_draws_groups_of_its_own_ratio():
     assert drawn.shape == (120,) and (targets[drawn[::3]] == 0).all() and (targets[drawn] == 0).mean() < 0.6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     targets=st.lists(st.integers(0, 8), min_size=1, max_size=80),
     size=st.integers(4, 40),

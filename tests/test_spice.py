@@ -461,6 +461,21 @@ def test_s10_enough_neighbours_are_reliable_and_a_score_must_be_over_its_thresho
     assert reliable.reliable(np.full(3, least), np.array([0.7, 0.75, above]), config).tolist() == [False, False, True]
 
 
+@pytest.mark.wide
+def test_a_run_without_reliable_images_goes_on_with_lower_thresholds(tmp_path, capsys):
+    np.save(tmp_path / "vectors.npy", clouds(600).splits["train"].images)
+    fields = (f"data.source=features:{tmp_path / 'vectors.npy'}", "cluster.k=10", "stage.self.batch_size=500",
+              "stage.self.rounds=2", "spice.num_head=2", "reliable.score=0.9999999", "reliable.num_neighbor=20",
+              "report.pictures=")  # fmt: skip
+    command = "--config=configs/spice.py:features", f"--workdir={tmp_path / 'run'}", *(f"--config.{f}" for f in fields)
+    assert run(*command) == 3
+    assert "--config.stage.reliable.reliable.score=0.9 and the like" in capsys.readouterr().err
+    lower = "--config.stage.reliable.reliable.score=0.2", "--config.stage.reliable.reliable.ratio_confident=0.3"
+    assert run(*command, *lower) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["reliable/labelled"] > 0
+    assert run(*command) == 2
+
+
 def test_an_empty_cluster_is_told_with_all_counts_and_may_be_left_out():
     _, _, clusters, _, _ = blobs()
     kept = np.zeros(300, bool)

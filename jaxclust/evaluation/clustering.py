@@ -22,6 +22,7 @@ Average = Literal["arithmetic", "geometric"]
 POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns; so do we
 AMI_CELLS = 100_000  # clusters x classes; a million of them takes scikit-learn 40 s, in which nothing else runs
 IMAGES_PER_FOUND_CLUSTER = 10  # a clustering that finds its number and gives each fewer has fallen to pieces
+MANY_SKIPPED = 0.5  # of the steps of a round
 LEAST_SPREAD = 0.1  # of embeddings that have not collapsed
 
 
@@ -179,10 +180,10 @@ def warnings(
     loss: float | None = None,
     num_outputs: int | None = None,
 ) -> list[str]:
-    """Says in words what is suspicious about a clustering of n images into k clusters, or about MoCo's embeddings.
+    """Says in words what is suspicious about a clustering of n images into k clusters, or about a training.
 
     Args:
-      metrics: as from `sizes`, and MoCo's "train/spread"; what is absent is not judged.
+      metrics: as from `sizes`, MoCo's "train/spread" and DSCL's "train/skipped"; what is absent is not judged.
       k: clusters asked for; None: the clustering finds their number itself.
       loss: mean cross-entropy of the round in nats; None: too early to judge what is learnt.
       num_outputs: number of clusters the head tells apart.
@@ -210,13 +211,7 @@ def warnings(
                 "not learn its clusters. Try a lower optimizer.body.lr (of SPICE's heads spice.lr), weaker "
                 "augmentation under views, or more steps between two clusterings."
             )
-    spread = metrics.get("train/spread", 1.0)
-    if loss is not None and spread < LEAST_SPREAD:
-        words.append(
-            f"Embeddings of all images are nearly the same (their spread is {spread:.3f} of 1): MoCo has collapsed, "
-            "even if its loss still moves. Try a lower optimizer.body.lr, a higher moco.temperature, or a "
-            "moco.momentum nearer to 1."
-        )
+    words += of_training(metrics, loss is not None)
     if k is None and found is not None and n < IMAGES_PER_FOUND_CLUSTER * found:
         words.append(
             f"{found:,.0f} clusters of {n:,} images are small pieces: the graph has too few neighbours to join them. "
@@ -227,6 +222,25 @@ def warnings(
             f"{n:,} images for {k:,} clusters are fewer than {POINTS_PER_CLUSTER} per cluster: "
             "centres rest on few images and change from seed to seed. "
             f"Try cluster.k={max(2, n // POINTS_PER_CLUSTER)} or more images."
+        )
+    return words
+
+
+def of_training(metrics: Mapping[str, float], learnt: bool) -> list[str]:
+    """Says in words what is suspicious of MoCo's embeddings, if they should be `learnt`, and of skipped steps."""
+    words = []
+    spread = metrics.get("train/spread", 1.0)
+    if learnt and spread < LEAST_SPREAD:
+        words.append(
+            f"Embeddings of all images are nearly the same (their spread is {spread:.3f} of 1): MoCo has collapsed, "
+            "even if its loss still moves. Try a lower optimizer.body.lr, a higher moco.temperature, or a "
+            "moco.momentum nearer to 1."
+        )
+    skipped = metrics.get("train/skipped", 0.0)
+    if skipped >= MANY_SKIPPED:
+        words.append(
+            f"{skipped:.0%} of the steps were skipped, and nothing is learnt by them: they were not finite, or over "
+            "dscl.max_grad_norm or dscl.loss_skip_threshold. Try a lower optimizer.body.lr and optimizer.top.lr."
         )
     return words
 

@@ -186,12 +186,7 @@ FIELDS: dict[str, Any] = {
     "cluster": {
         "method": choice("kmeans", ("minibatch", "pic", "spherical"), "clustering of the features"),
         "backend": choice("auto", ("faiss", "jax"), "auto: faiss on one host that has it, else jax"),
-        "k": Field(
-            10,
-            lambda v: v == 0 or v >= 2,
-            "at least 2",
-            "number of clusters or experts; 0: still to be said",
-        ),
+        "k": Field(10, lambda v: v == 0 or v >= 2, "at least 2", "number of clusters or experts; 0: still to be said"),
         "seed": number(-1, -1, 2**31 - 1, "seed of every clustering; -1: another each time"),
         "iterations": number(20, 1, math.inf, "Lloyd iterations"),
         "runs": number(1, 1, math.inf, "restarts of which the best objective is kept"),

@@ -45,8 +45,7 @@ def loss(net: Net, params: Params, extra: Any, batch: Batch, rng: jax.Array) -> 
     params, stats = jax.lax.pcast(params, AXIS, to="varying"), extra["batch_stats"]
     body_rng, expert_rng = jax.random.split(rng)
     body = mixture.encode(net, params, stats, batch["views"]["train"], True, body_rng)
-    # The encoder may be left to the gate, which is not here yet.
-    x = body.output if net.settings.encoder.gradient == "both" else jax.lax.stop_gradient(body.output)
+    x = mixture.for_experts(net, body.output)
     said = mixture.ask(net, params, stats, x, jnp.ones((len(x), 1)), True, expert_rng)
     value = jnp.mean(batch["weight"] * clustnet.nll(said.output, batch["target"]))
     right = jnp.mean(jnp.argmax(said.output, axis=1) == batch["target"])

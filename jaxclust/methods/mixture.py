@@ -112,10 +112,7 @@ def run(
 
 
 def encode(net: Net, params: Params, stats: Stats, images: jax.Array, train: bool, rng: jax.Array | None) -> Ran:
-    """The code [B, D] of images, or without an encoder what they are, standardised; vectors are codes already.
-
-    Its statistics are {"body": new ones}, or {} without an encoder.
-    """
+    """The code [B, D] of images and new statistics; without an encoder, or of vectors, what they are, and no others."""
     x = standardize(images, net.mean, net.std, net.dtype)
     if net.encoder is None or x.ndim == 2:
         return Ran(x, {}, {})
@@ -180,6 +177,11 @@ def ask(net: Net, params: Params, stats: Stats, x: jax.Array, choice: jax.Array,
     return experts._replace(output=log_probabilities(net, params, total))
 
 
+def for_experts(net: Net, code: jax.Array) -> jax.Array:
+    """The encoder's code as experts are given it: the encoder may be left to the gate."""
+    return code if net.settings.encoder.gradient == "both" else jax.lax.stop_gradient(code)
+
+
 def forward(
     net: Net, params: Params, stats: Stats, images: jax.Array, noise: jax.Array, train: bool, rng: jax.Array
 ) -> Said:
@@ -189,9 +191,7 @@ def forward(
     decided = run(net.gate, params["gate"], stats["gate"], body.output, train, gate_rng)
     choose = net.decision.training if train else net.decision.evaluation
     choice = choose(decided.output, noise.astype(decided.output.dtype), net.settings.temperature)
-    # The encoder may be left to the gate.
-    x = body.output if net.settings.encoder.gradient == "both" else jax.lax.stop_gradient(body.output)
-    experts = ask(net, params, stats, x, choice, train, experts_rng)
+    experts = ask(net, params, stats, for_experts(net, body.output), choice, train, experts_rng)
     new = merge(stats, **body.stats, gate=decided.stats, experts=experts.stats)
     return Said(decided.output, choice, experts.output, experts.maps.get("last", (None,))[0], new)
 

@@ -106,7 +106,7 @@ def balanced(clusters: np.ndarray, kept: np.ndarray, k: int, config: ConfigDict,
             f"{r.ratio_confident:g} of {r.num_neighbor} neighbours (config.reliable.ratio_confident, num_neighbor) and "
             f"a score over {r.score:g} (config.reliable.score): lower them, leave empty clusters out with "
             "config.reliable.balance='cap', or train the heads longer (of another stage they come by init_from). "
-            "--config.stage.NAME.reliable.score=0.9 and the like, of the stage's name, may be added to this command"
+            "--config.stage.reliable.reliable.score=0.9 and the like, of this stage, may be added to the command"
         )
     rng, labels = np.random.default_rng(seed), np.full(len(clusters), -1, np.int32)
     for c in np.flatnonzero(counts):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from jaxclust.methods.base import DataInfo
 from jaxclust.plan.program import Program, compiled, nbytes
 from jaxclust.plan.topology import Topology
 from jaxclust.train.loop import IN_FLIGHT
-from jaxclust.train.stage import Stage, batch_of_step, prepare
+from jaxclust.train.stage import Stage, batch_of_step, of_pass, prepare
 
 COMPILES = 5  # sizes that are tried to find the largest batch
 MULTIPLE = 8  # of which batches of a chip are
@@ -42,12 +41,12 @@ def train_program(stage: Stage) -> Program:
 def feature_program(stage: Stage) -> Program:
     """The pass over all images before a refresh, on a full batch."""
     state = _whole(stage.shapes, stage.mesh)
-    return compiled(stage.look, state.params, state.extra, _split(_images(stage), stage.mesh))
+    return compiled(stage.look, state.params, state.extra, _split(of_pass(stage)[2], stage.mesh))
 
 
 def feature_dim(stage: Stage) -> int:
     """Length of what a refresh sees of an image."""
-    return _length(stage, stage.look)
+    return int(jax.eval_shape(stage.look, *of_pass(stage)).shape[1])
 
 
 def train_memory(stage: Stage, program: Program) -> dict[str, int]:
@@ -130,16 +129,6 @@ def _of_step(stage: Stage) -> tuple[Any, Any, Any]:
     """Shapes of the state, a batch and the key."""
     batch = jax.eval_shape(lambda: batch_of_step(stage))
     return _whole(stage.shapes, stage.mesh), _split(batch, stage.mesh), jax.eval_shape(lambda: runtime.key(0))
-
-
-def _length(stage: Stage, program: Callable[..., Any]) -> int:
-    rows = jax.eval_shape(program, stage.shapes.params, stage.shapes.extra, _images(stage))
-    return int(rows.shape[1])
-
-
-def _images(stage: Stage) -> jax.ShapeDtypeStruct:
-    dtype = jnp.uint8 if len(stage.info.image_shape) == 3 else jnp.float32
-    return jax.ShapeDtypeStruct((stage.config.eval_batch_size, *stage.info.image_shape), dtype)
 
 
 def _whole(tree: Any, mesh: Mesh) -> Any:

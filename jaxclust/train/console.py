@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from jaxclust.evaluation import clustering
 from jaxclust.train.stage import Stage
 
-MANY_SKIPPED = 0.5  # steps of a round
 ROUNDS_TO_LEARN = 3  # a new head starts at ln k, so the loss is judged only after a few rounds
 
 
@@ -16,16 +15,11 @@ def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
     loss = values.get("train/loss") if round_ >= ROUNDS_TO_LEARN else None
     found = values.get("clusters/found")
     # A head that is asked for the clusters found tells its accuracy; another loss is of all outputs.
-    outputs = int(found) if found is not None and "train/accuracy" in values else stage.method.num_clusters
+    asked = None if found is None else int(found)
+    outputs = asked if "train/accuracy" in values else stage.method.num_clusters
     size = stage.split.size if step == 0 else 10**12  # too few images is said once
     for words in clustering.warnings(values, size, stage.method.num_clusters, loss, outputs):
         print(f"  warning: {words}", flush=True)
-    if values.get("train/skipped", 0.0) >= MANY_SKIPPED:
-        print(
-            f"  warning: {values['train/skipped']:.0%} of the steps were skipped: their gradient was not finite, or "
-            "longer than config.dscl.max_grad_norm, and nothing is learnt by them. Try a lower learning rate",
-            flush=True,
-        )
 
 
 def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
@@ -38,7 +32,7 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
         "train/loss": lambda v: f"loss {v:.3f}",
         "train/accuracy": lambda v: f"accuracy {v:.3f}",
         "train/top1": lambda v: f"own key first {v:.0%}",
-        "train/skipped": lambda v: f"skipped {v:.0%}",
+        "train/skipped": lambda v: f"skipped {v:.0%}" if v else "",
         "train/spread": lambda v: f"spread {v:.2f}",
         "clusters/found": lambda v: f"clusters {v:.0f}" + (f"/{asked}" if asked else ""),
         "clusters/largest_share": lambda v: f"largest {v:.0%}",
@@ -49,6 +43,5 @@ def line(stage: Stage, step: int, values: Mapping[str, float]) -> str:
         "train/nmi": lambda v: f"NMI {v:.3f}",
         "images_per_second": lambda v: f"{v:,.0f} images/s",
     }
-    silent = {"train/skipped"} if not values.get("train/skipped") else set()
-    parts += [show(values[name]) for name, show in known.items() if name in values and name not in silent]
-    return " · ".join(parts)
+    parts += [show(values[name]) for name, show in known.items() if name in values]
+    return " · ".join(filter(None, parts))

@@ -210,8 +210,8 @@ def without_small(labels: np.ndarray, least: int) -> np.ndarray:
     small = np.flatnonzero((sizes > 0) & (sizes < least))
     if len(small) == np.count_nonzero(sizes):
         raise DataError(
-            f"none of {len(small)} classes has {least} images, so that of {len(labels):,} images none can be trained "
-            "on; labels may be numbers of images in place of classes"
+            f"of {len(labels):,} images none is of a class with {least} or more, so that none can be trained on; "
+            "labels may be numbers of images in place of classes"
         )
     if not len(small):
         return labels
@@ -238,13 +238,18 @@ def first_targets(
     return targets._replace(memory=np.zeros((size, *kept.shape[1:]), kept.dtype))
 
 
+def of_pass(stage: Stage) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
+    """Shapes of parameters, `extra` and images of a pass over the images in evaluation mode."""
+    shape = stage.info.image_shape
+    images = jax.ShapeDtypeStruct((stage.config.eval_batch_size, *shape), np.uint8 if len(shape) == 3 else np.float32)
+    return stage.shapes.params, stage.shapes.extra, images
+
+
 def batch_of_step(stage: Stage) -> Batch:
     """A batch of zeros such as the train step sees: of images, or of what is kept of them where the body is frozen."""
-    info, shapes = stage.info, stage.shapes
+    info = stage.info
     if stage.config.freeze_body:
-        dtype = np.uint8 if len(info.image_shape) == 3 else np.float32
-        images = jax.ShapeDtypeStruct((stage.config.eval_batch_size, *info.image_shape), dtype)
-        info = info._replace(image_shape=jax.eval_shape(stage.body, shapes.params, shapes.extra, images).shape[1:])
+        info = info._replace(image_shape=jax.eval_shape(stage.body, *of_pass(stage)).shape[1:])
     return example_batch(stage.method, info, stage.config.batch_size, stage.config.views)
 
 
