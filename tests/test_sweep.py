@@ -82,6 +82,23 @@ def test_values_take_the_type_of_their_setting():
     assert [type(values[0]) for values in fields.values()] == [int, float, bool, str, int, str]
 
 
+def test_values_with_commas_of_their_own_stand_in_brackets():
+    config = config_lib.from_file(Path("configs/clustnet.py"), "digits")
+    config.sweep = (
+        "gate.dense_size=(128, 64),(32),(16,);lr_next=(),(1e-2,1),.5;groups=(0-4,5-9),(0+2-4,1+5-9);"
+        "data.source=folder:a (1),folder:b (2);lr=(0.1),0.2"
+    )
+    fields = sweep.parse(config)
+    assert fields == {
+        "clustnet.gate.dense_size": [(128, 64), (32,), (16,)], "clustnet.lr_next": [(), (0.01, 1.0), (0.5,)],
+        "groups": ["0-4,5-9", "0+2-4,1+5-9"], "data.source": ["folder:a (1)", "folder:b (2)"],
+        "clustnet.lr": [0.1, 0.2],
+    }  # fmt: skip
+    assert {type(number) for size in fields["clustnet.gate.dense_size"] for number in size} == {int}
+    config.sweep = "gate.dense_size=32;data.mean=0.3"  # one value, and no doubt which
+    assert sweep.parse(config) == {"clustnet.gate.dense_size": [(32,)], "data.mean": [(0.3,)]}
+
+
 def test_settings_of_the_method_may_be_called_by_the_end_of_their_name():
     config = config_lib.from_file(Path("configs/clustnet.py"), "cae")  # whose first stage has another method
     config.sweep = "lr=0.01,0.05,0.001;gate.layers=0;batch_size=4;cluster.k=5"
@@ -120,7 +137,15 @@ BAD = {
     "gap": (["cluster.k=5,,10"], "has an empty value"),
     "same value": (["cluster.k=5,10,05"], "5 is there twice"),
     "same field": (["cluster.k=5", "cluster.k=10"], "cluster.k is swept twice"),
-    "several numbers": (["data.mean=0.5,0.4"], "several numbers .* cannot be swept"),
+    "several numbers": (
+        ["data.mean=0.5,0.4"],
+        r"in brackets; data.mean=\(0.5,0.4\) is one, data.mean=\(0.5\),\(0.4\) are several",
+    ),
+    "an open bracket": (["data.mean=(0.5),(0.4,0.3"], r"the bracket of '\(0.4' is not closed"),
+    "a word among numbers": (["data.mean=(0.5),(0.4,b)"], "data.mean: 'b' must be of type float"),
+    "a gap in brackets": (["data.mean=(0.5,,0.4)"], "data.mean: '' must be of type float"),
+    "as many numbers as there are not": (["data.mean=(0.5),(0.4,0.3)"], r"mean=\(0.4, 0.3\) must be one number or"),
+    "the same numbers": (["data.mean=(0.5),(.5,)"], r"\(0.5,\) is there twice"),
     "runtime": (["runtime.dtype=float32,float64"], "the same for all runs of a process"),
     "at odds": (["steps=0,10"], "config.rounds=2 and config.steps=10: only one"),
     "unknown model": (["model.name=convnet,convnets"], "model.name=convnets: .*did you mean 'convnet'"),
@@ -142,6 +167,15 @@ def test_what_is_wrong_is_refused_before_anything_is_written(name, tmp_path, cap
     assert code in (2, 3) and re.search(words, error), error
     assert "Traceback" not in error and error.count("jaxclust: ") == 1
     assert not (tmp_path / "sweep").exists()
+
+
+def test_groups_that_were_parted_at_their_comma_are_told_of_brackets(tmp_path, capsys):
+    code = run("--config=configs/clustnet.py:smoke", "--job=sweep", f"--workdir={tmp_path / 'sweep'}",
+               "--config.sweep=groups=0-4,5-9")  # fmt: skip
+    assert code == 2 and not (tmp_path / "sweep").exists()
+    error = capsys.readouterr().err
+    assert "groups=0-4: config.groups='0-4' has 1 groups and must have two" in error
+    assert "in config.sweep in brackets: groups=(0-4,5-9)" in error
 
 
 def test_every_combination_is_a_run_of_its_own_and_measures_the_silhouette():
@@ -292,6 +326,20 @@ def test_a_folder_of_something_else_is_left_alone(file, words, trainings, tmp_pa
     with pytest.raises(ConfigError, match=words):
         start(tmp_path, "seed=0")
     assert [path.name for path in tmp_path.iterdir()] == [file] and not trainings.done
+
+
+def test_settings_of_several_numbers_are_known_again_and_shown(trainings, tmp_path, capsys):
+    over = "views.train.erase_fill=(0.5),(0.1, 0.2, 0.3),()", "seed=0"
+    start(tmp_path, *over)
+    start(tmp_path, *over)
+    assert trainings.done == ["net1", "net2", "net3"]
+    filled = [values["views.train.erase_fill"] for values in report.read_plan(tmp_path).runs.values()]
+    assert filled == [(0.5,), (0.1, 0.2, 0.3), ()]
+    assert config_lib.load(tmp_path / "net2" / "config.json").views.train.erase_fill == (0.1, 0.2, 0.3)
+    shown = [row["views.train.erase_fill"] for row in table(tmp_path / "summary.csv")]
+    assert shown == ["()", "(0.1, 0.2, 0.3)", "(0.5,)"]  # in rising order
+    assert "(0.1, 0.2, 0.3)" in (tmp_path / "report" / "index.html").read_text()
+    assert "views.train.erase_fill=(0.1, 0.2, 0.3), seed=0" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(trainings, tmp_path, capsys):

@@ -22,7 +22,10 @@ def classes(text: str) -> tuple[list[int], list[int]]:
     except ValueError:
         raise ConfigError(f"config.groups={text!r} must be two groups of class numbers, such as {EXAMPLE}") from None
     if len(groups) != 2:
-        raise ConfigError(f"config.groups={text!r} has {len(groups)} groups and must have two, such as {EXAMPLE}")
+        swept = "; in config.sweep in brackets: groups=(0-4,5-9)" if len(groups) == 1 else ""  # which parts at commas
+        raise ConfigError(
+            f"config.groups={text!r} has {len(groups)} groups and must have two, such as {EXAMPLE}{swept}"
+        )
     return groups[0], groups[1]
 
 

@@ -119,7 +119,11 @@ FIELDS: dict[str, Any] = {
     "frozen_views": number(
         0, 0, 64, "freeze_body: augmented copies of each training image that are kept; 0: all is as evaluation sees it"
     ),
-    "sweep": text("", "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5'; all combinations are trained"),
+    "sweep": text(
+        "",
+        "sweep: values of settings, such as 'cluster.k=5,10;seed=1..5', with commas of their own in brackets, such as "
+        "'groups=(0-4,5-9),(0-1,2-9)'; all combinations are trained",
+    ),
     "groups": text("", "clustnet: the two groups of classes that it learns to tell apart, such as '0-4,5-9'"),
     "sampler": choice(
         "uniform_cluster",

@@ -7,6 +7,7 @@ values get the next numbers.
 
 import fcntl
 import itertools
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from jaxclust.jobs.options import Options
 from jaxclust.kinds import Field
 from jaxclust.progress import progress
 from jaxclust.report import sweep as report
-from jaxclust.report.sweep import DONE, FAILED, SEED, Value, Values, named, read_outcome
+from jaxclust.report.sweep import DONE, FAILED, SEED, One, Value, Values, named, read_outcome
 from jaxclust.runtime import StopSignal, stop_signal
 from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
@@ -84,7 +85,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def parse(config: ConfigDict) -> dict[str, list[Value]]:
     """The values of each setting to sweep over, as `config.sweep` says: "NAME=VALUE,VALUE;NAME=FIRST..LAST".
 
-    ConfigError on whatever is wrong.
+    A value with commas of its own stands in brackets: "NAME=(1,2),(3,4)". ConfigError on whatever is wrong.
     """
     parts = [part.strip() for part in config.sweep.split(";") if part.strip()]
     if not parts:
@@ -98,7 +99,7 @@ def parse(config: ConfigDict) -> dict[str, list[Value]]:
             raise ConfigError(f"{said}: config.{name} is the same for all runs of a process and cannot be swept")
         if name in fields:
             raise ConfigError(f"{said}: config.{name} is swept twice; give all its values at once")
-        fields[name] = [value for one in values.split(",") for value in parse_values(name, field, one.strip())]
+        fields[name] = [value for one in split_values(name, field, values) for value in parse_values(name, field, one)]
         twice = [value for i, value in enumerate(fields[name]) if value in fields[name][:i]]
         if twice:
             raise ConfigError(f"{said}: {twice[0]!r} is there twice")
@@ -126,8 +127,26 @@ def setting(config: ConfigDict, short: str) -> tuple[str, Field]:
     return found[0], field
 
 
+def split_values(name: str, field: Field, text: str) -> list[str]:
+    """The texts between commas that are in no brackets.
+
+    ConfigError if a bracket stays open, or a setting of several numbers has none, which may mean one value or several.
+    """
+    if type(field.default) is tuple and "," in text and "(" not in text:
+        apart = ",".join(f"({part.strip()})" for part in text.split(","))
+        raise ConfigError(
+            f"config.sweep: {name}={text}: a setting of several numbers has its values in brackets; {name}=({text}) is "
+            f"one, {name}={apart} are several"
+        )
+    found = [part.strip() for part in re.split(r",(?![^()]*\))", text)]
+    for part in found:
+        if part.startswith("(") and ")" not in part:
+            raise ConfigError(f"config.sweep: {name}={text}: the bracket of {part!r} is not closed")
+    return found
+
+
 def parse_values(name: str, field: Field, text: str) -> list[Value]:
-    """The values of a text without commas: one, or all whole numbers of a span such as 1..5, its ends included."""
+    """The values of a text: one, or all whole numbers of a span such as 1..5, its ends included."""
     first, dots, last = text.partition("..")
     if type(field.default) is not int or not dots:
         return [parse_value(name, field, text)]
@@ -145,17 +164,25 @@ def parse_value(name: str, field: Field, text: str) -> Value:
             f"config.sweep: {name}= has an empty value; write NAME=VALUE,VALUE without a gap, such as {EXAMPLE}"
         )
     kind = type(field.default)
+    inner = text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text
+    if kind is not tuple:
+        return parse_one(name, field, kind, inner)
+    kind = type(field.default[0]) if field.default else float
+    parts = inner.removesuffix(",").split(",") if inner else []  # (5,) has one number, and so has 5
+    return tuple(parse_one(name, field, kind, part.strip()) for part in parts)
+
+
+def parse_one(name: str, field: Field, kind: type, text: str) -> One:
+    """A text, a truth value or a number; ConfigError if it is none of this kind."""
     if kind is str:
         return text
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if kind in (int, float):
-            number: int | float = kind(text)
-            return number
+        number: int | float = kind(text)
+        return number
     except (KeyError, ValueError):
         raise ConfigError(f"config.sweep: {name}: {text!r} must be of type {kind.__name__} ({field.allowed})") from None
-    raise ConfigError(f"config.sweep: {name}: a setting with several numbers ({field.allowed}) cannot be swept")
 
 
 def plan(config: ConfigDict, fields: Mapping[str, Sequence[Value]]) -> list[Run]:

@@ -20,7 +20,8 @@ from jaxclust.evaluation.stability import stability
 from jaxclust.files import read_json, replacing
 from jaxclust.report import figures, gallery, sweep_figure
 
-Value = bool | int | float | str
+One = bool | int | float | str
+Value = One | tuple[One, ...]
 Values = dict[str, Value]
 
 SEED = "seed"
@@ -134,7 +135,7 @@ def read_plan(workdir: Path) -> Plan:
     path = workdir / "sweep.json"
     try:
         saved = read_json(path)
-        nets = [{name: values[name] for name in saved["fields"]} for values in saved["runs"]]
+        nets = [{name: _value(values[name]) for name in saved["fields"]} for values in saved["runs"]]
     except (DataError, KeyError, TypeError) as error:
         said = error if isinstance(error, DataError) else f"{path} is damaged: {error!r}"
         raise DataError(
@@ -143,6 +144,12 @@ def read_plan(workdir: Path) -> Plan:
             f"--job=report --workdir={workdir / name_of(1)} is of one"
         ) from None
     return Plan(tuple(saved["fields"]), {name_of(number): values for number, values in enumerate(nets, 1)})
+
+
+def _value(saved: Any) -> Value:
+    """A value as JSON has it; several numbers are a list there."""
+    value: Value = tuple(saved) if isinstance(saved, list) else saved
+    return value
 
 
 def name_of(number: int) -> str:
@@ -173,11 +180,11 @@ def read_rows(workdir: Path, plan: Plan) -> list[Row]:
 
 
 def by_values(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """The rows by their values, numbers in rising order and words as they were given, seeds last."""
+    """The rows by their values, numbers and tuples of them in rising order and words as they were given, seeds last."""
     order = sorted(plan.fields, key=lambda name: name == SEED)
     given = {name: list(dict.fromkeys(row.values[name] for row in rows)) for name in order}
 
-    def rank(row: Row) -> list[float]:
+    def rank(row: Row) -> list[Any]:
         values = ((given[name], row.values[name]) for name in order)
         return [known.index(value) if isinstance(value, str) else value for known, value in values]
 

@@ -18,10 +18,13 @@ WIDE = 20.0  # a setting whose largest value is this many times its smallest is 
 
 
 class Series(NamedTuple):
-    """One line: values of the setting, what was measured, and how far bars reach below and above it (NaN: no bar)."""
+    """One line: values of the setting, what was measured, and how far bars reach below and above it (NaN: no bar).
+
+    Values that are not all numbers are words.
+    """
 
     label: str
-    x: Sequence[bool | int | float | str]
+    x: Sequence[Any]
     y: Sequence[float]
     below: Sequence[float]
     above: Sequence[float]
