@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import time
 import warnings
@@ -302,6 +303,16 @@ def test_results_that_were_removed_are_made_again(trainings, tmp_path):
     (tmp_path / "net2" / "results.json").unlink()
     start(tmp_path, "seed=0,1")
     assert trainings.done == ["net1", "net2", "net2"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "results.json"])
+def test_a_finished_net_with_a_torn_file_is_taken_up_again(file, trainings, tmp_path):
+    start(tmp_path, "seed=0..2")
+    torn = tmp_path / "net2" / file
+    torn.write_text(torn.read_text()[:20])
+    start(tmp_path, "seed=0..2")
+    assert trainings.done == ["net1", "net2", "net3", "net2"]
+    assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["done"] * 3
 
 
 def test_a_longer_training_that_died_does_not_pass_for_finished(trainings, tmp_path):
@@ -744,6 +755,33 @@ def test_stability_is_the_agreement_of_the_seeds(whole):
     of_three = [[int(row["cluster"]) for row in table(whole / name / "assignments.csv")] for name in ("net1", "net2")]
     summary = table(whole / "summary.csv")
     assert float(summary[0]["stability"]) == pytest.approx(adjusted_rand_score(*of_three)) and len(summary) == 2
+
+
+@pytest.mark.medium
+def test_torn_files_of_a_finished_net_are_said_by_name_with_what_to_do(done, digits, tmp_path, capsys):
+    workdir = tmp_path / "sweep"
+    shutil.copytree(done, workdir)
+    config, results = workdir / "net1" / "config.json", workdir / "net2" / "results.json"
+    whole, found = config.read_bytes(), json.loads(results.read_text())
+    config.write_bytes(whole[: len(whole) // 2])
+    results.write_bytes(results.read_bytes()[:-20])
+    before = {path: path.read_bytes() for path in (workdir / "net1").rglob("*") if path.is_file()}
+    assert swept(workdir, digits, GRID) == 1
+    said = capsys.readouterr()
+    assert re.search(
+        rf"2 of 2 runs failed.*\n  net1 \(cluster.k=3, seed=0\): {config} is damaged, such as by a copy.*"
+        rf"Restore it from a copy, or delete {workdir / 'net1'} to start anew\n"
+        rf"  net2 \(cluster.k=4, seed=0\): {results} is damaged, .* or delete it: the same training",
+        said.err,
+    ), said.err
+    assert "Traceback" not in said.err and [row["status"] for row in table(workdir / "sweep.csv")] == ["failed"] * 2
+    assert {path: path.read_bytes() for path in (workdir / "net1").rglob("*") if path.is_file()} == before
+    config.write_bytes(whole)
+    results.unlink()
+    assert swept(workdir, digits, GRID) == 0
+    assert json.loads(results.read_text()) == pytest.approx(found | {"seconds": 0})
+    assert [row["status"] for row in table(workdir / "sweep.csv")] == ["done", "done"]
+    assert (workdir / "net1" / "assignments.csv").read_bytes() == (done / "net1" / "assignments.csv").read_bytes()
 
 
 @pytest.mark.medium

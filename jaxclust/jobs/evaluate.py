@@ -4,7 +4,6 @@ A file of features needs no training: its vectors are clustered as they are, and
 """
 
 import csv
-import json
 import shutil
 from functools import cache, partial
 from pathlib import Path
@@ -154,7 +153,7 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     results.json says stays. So does what evaluations found that are not asked for now, if it is of this checkpoint.
     """
     path = stage.workdir / "results.json"
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    before = workdir_lib.results(stage.workdir)
     seconds = before.get("seconds", 0.0) if seconds is None else seconds
     results: dict[str, Any] = reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
@@ -193,7 +192,7 @@ def write_stage(stage: Stage, state: TrainState, source: Source) -> None:
     """Adds what a stage that others follow predicts or decodes, judged, to results.json, as "<stage>/<split>/<score>",
     with confusion-<stage>-<split>.csv; once for its last step."""
     path = stage.workdir / "results.json"
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    before = workdir_lib.results(stage.workdir)
     mute = stage.predict is None and stage.method.reconstruct is None
     if mute or hosts.agreed(before.get(f"{stage.name}/step", -1)) == int(state.step):
         return
@@ -214,7 +213,7 @@ def write_untrained(stage: Stage, source: Source) -> None:
     Once, if `config.evaluate.untrained` asks for it; a training that has begun no longer has that state.
     """
     path = stage.workdir / "results.json"
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    before = workdir_lib.results(stage.workdir)
     measured = any(key.startswith(UNTRAINED) for key in before)
     if not stage.config.evaluate.untrained or hosts.agreed(int(measured)):
         return

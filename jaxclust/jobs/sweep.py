@@ -22,7 +22,7 @@ from jaxclust import config as config_lib
 from jaxclust import pictures, plugins
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
-from jaxclust.files import write_json
+from jaxclust.files import read_json, write_json
 from jaxclust.jobs import report as report_job
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
@@ -319,12 +319,19 @@ def train_one(run: Run, workdir: Path) -> None:
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
-    """Whether the run has ended well, with the length and the evaluation that it is to have."""
+    """Whether the run has ended well, with the length and the evaluation that it is to have.
+
+    Not if its files are damaged: of these the training says what to do.
+    """
     folder = workdir / run.name
     files = (folder / name for name in ("config.json", "results.json", "assignments.csv"))
     if not run.number or read_outcome(workdir, run.name)[0] != DONE or not all(path.exists() for path in files):
         return False
-    there = dict(config_lib.flatten(config_lib.load(folder / "config.json")))
+    try:
+        there = dict(config_lib.flatten(config_lib.load(folder / "config.json")))
+        read_json(folder / "results.json")
+    except DataError:
+        return False
     return all(there.get(name) == value for name, value in config_lib.flatten(run.config) if may_grow(name))
 
 

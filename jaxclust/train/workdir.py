@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -50,7 +51,11 @@ def _check_alone(config: ConfigDict, workdir: Path, source: Source) -> None:
         return
     begun = {path.parent.name for path in (workdir / "checkpoints").glob("*/[0-9]*")}
     ahead = tuple(f"stage.{name}." for name in config.stage if name not in begun)
-    changes = [c for c in config_lib.differences(config_lib.load(saved), config) if not c[0].startswith(ahead)]
+    try:
+        there = config_lib.load(saved)
+    except DataError as error:
+        raise DataError(f"{error}. Restore it from a copy, or delete {workdir} to start anew") from None
+    changes = [c for c in config_lib.differences(there, config) if not c[0].startswith(ahead)]
     if changes:
         shown = "\n".join(f"  config.{name}: {old!r} there, {new!r} now" for name, old, new in changes)
         raise ConfigError(
@@ -94,6 +99,18 @@ def devices_used(workdir: Path) -> int | None:
     """The number of devices that the run in `workdir` is made with, None if there is no run."""
     path = workdir / "environment.json"
     return read_json(path)["devices_used"] if path.exists() else None
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    """What results.json says so far, nothing if there is none; DataError says what to do if it is damaged."""
+    path = workdir / "results.json"
+    try:
+        return read_json(path) if path.exists() else {}
+    except DataError as error:
+        raise DataError(
+            f"{error}. Restore it from a copy, or delete it: the same training then finds it again, but for what an "
+            "untrained network said"
+        ) from None
 
 
 def environment(used: int) -> dict[str, object]:
