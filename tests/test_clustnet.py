@@ -13,7 +13,7 @@ import pytest
 from small import few_digits, prepared, run, trained, with_settings
 
 from jaxclust import config as config_lib
-from jaxclust import main, methods
+from jaxclust import main, methods, runtime
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.features import score_file
@@ -727,20 +727,20 @@ def test_a_stage_may_start_with_the_encoder_of_an_autoencoder_and_results_say_wh
         assert file["position"].tolist() == list(range(32))
 
 
+def filled(method):
+    """A state of a method on digits, of any numbers."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(method, DIGITS, 4))
+    params, extra = jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
+    targets = Targets(*(np.zeros(4, np.float32),) * 3, np.asarray(0))
+    return Snapshot(TrainState(jnp.zeros((), jnp.int32), params, extra, (), {}), targets)
+
+
 def test_a_gates_convolutions_may_be_those_of_an_autoencoder(tmp_path):
     sizes = ("layers", 2), ("channels", 2), ("kernel", 3)
     encoder, gate_ = ({f"clustnet__{name}__{key}": value for key, value in sizes} for name in ("encoder", "gate"))
-    rng = np.random.default_rng(0)
-
-    def snapshot(config):
-        config.method = config_lib.for_stage(config, config_lib.stage_names(config)[0]).method
-        method = methods.get(config, DIGITS)
-        shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(method, DIGITS, 4))
-        params, extra = jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
-        targets = Targets(*(np.zeros(4, np.float32),) * 3, np.asarray(0))
-        return Snapshot(TrainState(jnp.zeros((), jnp.int32), params, extra, (), {}), targets)
-
-    donor, first = snapshot(settings("cae", stages="cae", **encoder)), snapshot(settings(**gate_))
+    donor = filled(methods.get(settings("cae", method="cae", stages="cae", **encoder), DIGITS))
+    first = filled(methods.get(settings(**gate_), DIGITS))
     Checkpoints(tmp_path / "cae", keep=1).save(0, donor)
     begun = Checkpoints(tmp_path / "cae").restore_body(first, methods.get(settings(**gate_), DIGITS))
     for given, taken, of_gate in (
@@ -750,6 +750,56 @@ def test_a_gates_convolutions_may_be_those_of_an_autoencoder(tmp_path):
         assert not moved(given["body"]["stack"], taken["gate"]["stack"])
         assert not moved(*(tree | {"gate": tree["gate"] | {"stack": 0}} for tree in (taken, of_gate)))
     assert moved(begun.state.params["gate"]["stack"], first.state.params["gate"]["stack"])
+
+
+@pytest.mark.parametrize(("combine", "count"), [("halves", 2), ("sum", 1)])
+def test_each_half_of_the_experts_may_start_as_one_that_was_alone(tmp_path, combine, count):
+    sizes = {"clustnet__experts__dense_layers": 0, "cluster__k": 4, "clustnet__combine": combine, **CONVOLUTIONS}
+    alone, halves = methods.get(settings(method="expert", **sizes), DIGITS), methods.get(settings(**sizes), DIGITS)
+    donor, first = filled(alone), filled(halves)
+    assert set(donor.state.params) == {"experts", "top"} and set(donor.state.extra["batch_stats"]) == {"experts"}
+    Checkpoints(tmp_path, keep=1).save(0, donor)
+    begun = Checkpoints(tmp_path).restore_body(first, halves)
+    for part in ("params", "extra"):
+        given, taken = (getattr(of.state, part).get("batch_stats", getattr(of.state, part)) for of in (donor, begun))
+        for one, each in zip(*(jax.tree.leaves(tree["experts"]) for tree in (given, taken)), strict=True):
+            assert one.shape[0] == count and each.shape[0] == 4
+            np.testing.assert_array_equal(
+                each, np.repeat(one, 4 // count, axis=0)
+            )  # the first one's, then the second's
+    params = [of.state.params for of in (donor, first, begun)]
+    assert not moved(params[1]["gate"], params[2]["gate"])
+    kernels = [of["top"]["output"]["kernel"] for of in params]
+    assert not moved(kernels[1 if combine == "halves" else 0], kernels[2])  # that of halves sees both and is another
+
+
+def test_of_two_experts_alone_the_second_learns_the_groups_with_the_opposite_sign(float64):
+    sizes = {"clustnet__experts__dense_layers": 0, "clustnet__combine": "halves", **CONVOLUTIONS}
+    config = small(4, method="expert", **sizes)
+    method, net = methods.get(config, DIGITS), mixture.build(config)._replace(k=2)
+    batch = example_batch(method, DIGITS, 6, config.views)
+    rng = np.random.default_rng(0)
+    batch["views"]["train"] = rng.integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+    batch["target"], batch["weight"] = np.array([1, 0, 0, 1, 1, 0]), rng.uniform(0.5, 2, 6)
+    params, extra = jax.jit(method.init)(jax.random.key(0), batch)
+    params["top"]["output"]["kernel"] = jnp.asarray(rng.standard_normal((8, 2)))
+
+    def learn(params, extra):
+        x = jnp.broadcast_to((batch["views"]["train"] / 255 - 0.3053) / 0.376, (2, 6, 8, 8, 1))
+        value, aux = method.loss(params, extra, batch, jax.random.key(1))
+        maps = mixture.run_experts(net, params, extra["batch_stats"], x, True, jax.random.key(2)).output
+        return jax.lax.pmean((value, aux.metrics["accuracy"], maps), AXIS)
+
+    mapped = jax.shard_map(learn, mesh=runtime.mesh(config), in_specs=jax.P(), out_specs=jax.P())
+    value, accuracy, maps = jax.tree.map(np.asarray, jax.jit(mapped)(params, extra))
+    expected, right = 0.0, []
+    for sign, of_expert in zip((1, -1), maps.reshape(2, 6, 8), strict=True):
+        said = sign * of_expert @ np.asarray(params["top"]["output"]["kernel"]) + params["top"]["output"]["bias"]
+        p = np.exp(said) / np.exp(said).sum(axis=1, keepdims=True)
+        expected -= np.mean(batch["weight"] * np.log(p[np.arange(6), batch["target"]]))
+        right += (p.argmax(axis=1) == batch["target"]).tolist()
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(accuracy, np.mean(right))
 
 
 @pytest.mark.wide

@@ -130,27 +130,29 @@ class Checkpoints:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `method.fresh`; of one expert to each of several, and the convolutions of
-        an encoder to a gate where the snapshot has none.
+        agree, but for those under a name in `method.fresh`; of experts that were without a gate each to an equal share
+        of several, and the convolutions of an encoder to a gate where the snapshot has none.
         """
         self.check_body(like, method)
         step = self.latest()
         saved = self._manager.item_metadata(step).tree
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
-        taken = {}
+        taken, alone = {}, not any(_under(name, ("gate",)) for name in saved)
         for name, leaf in _arrays(like).items():
             there = name if name in saved else name.replace(".gate.stack.", ".body.stack.")
             shape = tuple(saved[there].shape) if there in saved else ()
-            fits = there in saved and (
-                shape == leaf.shape or ("experts" in name.split(".") and shape == (1, *leaf.shape[1:]))
-            )
+            shared = alone and _under(name, ("experts",)) and _share(shape, leaf.shape)
+            fits = there in saved and (shape == leaf.shape or shared)
             if fits and not _under(name, method.fresh) and name.startswith(LEARNT):
                 wanted[there], taken[name] = _target(leaf, shape), there
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
         def begun(path: tuple[Any, ...], leaf: Any) -> Any:
-            there = taken.get(_name(path))
-            return leaf if there is None else jax.device_put(jnp.broadcast_to(arrays[there], leaf.shape), leaf.sharding)
+            if _name(path) not in taken:
+                return leaf
+            array = arrays[taken[_name(path)]]
+            times = leaf.shape[0] // array.shape[0] if array.shape != leaf.shape else 1
+            return jax.device_put(jnp.repeat(array, times, axis=0) if times > 1 else array, leaf.sharding)
 
         restored: Snapshot = jax.tree_util.tree_map_with_path(begun, like)
         return restored
@@ -175,6 +177,11 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _of_body(name: str) -> bool:
     return name.startswith("state.params.body.")
+
+
+def _share(few: tuple[int, ...], many: tuple[int, ...]) -> bool:
+    """Whether arrays along the first axis of `few` can be shared out evenly among those of `many`."""
+    return bool(few) and few[1:] == many[1:] and many[0] % few[0] == 0
 
 
 def _under(name: str, keys: tuple[str, ...]) -> bool:
