@@ -852,6 +852,32 @@ def test_an_autoencoder_halves_its_error_within_three_epochs(tmp_path):
     assert float(found.min()) < -0.5  # the background is below 0
 
 
+def test_an_autoencoder_halves_its_error_within_three_epochs_of_few_digits():
+    """Check 14 of the specification with a small encoder; `wide`: the published one on 1,000 digits."""
+    sizes = {f"clustnet__encoder__{name}": size for name, size in (("channels", 8), ("kernel", 3), ("dim", 32))}
+    config = settings("cae", method="cae", stages="cae", **sizes)
+    images = few_digits(400).splits["train"].images
+    net = cae.network(config, (8, 8, 1))
+    x = ((images / 255 - 0.3053) / 0.376).astype(np.float32)
+    params, extra = jax.jit(partial(cae.init, net))(jax.random.key(0), {"views": {"train": images[:1]}})
+
+    def error(params, stats, x):
+        made, new = jax.vmap(lambda x: cae.reconstruct(net, params, stats, x, True, None), axis_name=AXIS)(x[None])
+        return jnp.square(made - x).mean(), jax.tree.map(lambda leaf: leaf[0], new)
+
+    def step(state, x):
+        params, stats, velocity = state
+        (value, stats), slope = jax.value_and_grad(error, has_aux=True)(params, stats, x)
+        velocity = jax.tree.map(lambda v, g: 0.5 * v + g, velocity, slope)
+        return (jax.tree.map(lambda w, v: w - 0.1 * v, params, velocity), stats, velocity), value
+
+    state, errors, program = (params, extra["batch_stats"], jax.tree.map(jnp.zeros_like, params)), [], jax.jit(step)
+    for batch in [*x.reshape(25, 16, 8, 8, 1)] * 3:
+        state, value = program(state, batch)
+        errors.append(float(value))
+    assert np.mean(errors[-25:]) < 0.5 * np.mean(errors[:5]) < 1
+
+
 @pytest.mark.slow
 def test_small_batches_find_classes_of_digits_large_ones_collapse_and_diversity_helps(tmp_path):
     """Check 15 of the specification, and the default; each on five seeds and a random split of 1,400 and 397 digits."""

@@ -23,6 +23,7 @@ from small import few_digits, prepared, run, small_config, with_settings
 from test_report import Page
 
 from jaxclust import config as config_lib
+from jaxclust import pictures
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
@@ -618,6 +619,29 @@ def there(folder):
         path.name: {file.name for file in path.iterdir() if "-dark" not in file.name} - {"gallery.json"}
         for path in (folder / "pictures").iterdir()
     }
+
+
+def test_what_experts_see_and_get_wrong_is_pictured_of_a_net_and_side_by_side(tmp_path, monkeypatch):
+    """Check 12 of the specification where no other test draws, of a network that is not trained; `wide`: of a sweep."""
+    folder = experiment_of(tmp_path, [0.1, 0.2])
+    config = of_clustnet(report__pictures="failures,sparsity,map_variance")
+    asked, (net, other) = pictures.load(config), experiment.read(folder, config)
+    seen = looked_at(net.workdir, "digits", report__map_variance__layer=1, **CONVOLUTIONS)
+    written(net.workdir, 2, some_scores(k=3))
+    monkeypatch.setattr(report_job, "look", lambda config, workdir: seen)
+    report_job.draw(report_job.of_network(asked, config, net.workdir), net.workdir)
+    expected = {name: {file.replace("epoch3", "epoch2") for file in FILES[name]} for name in asked}
+    assert {name: of - {"epoch2.png"} for name, of in there(net.workdir).items()} == expected
+    wrong = failures.wrong(40, True, some_scores(k=3)).id.tolist()
+    found = net.workdir / "pictures" / "failures" / "epoch2"
+    assert sorted(int(path.stem) for path in found.iterdir()) == wrong
+    zeros = sparsity.read_back(net.workdir / "pictures" / "sparsity" / "sparsity.csv")
+    assert sorted(zeros) == [0, 1, 2] and set(zeros[0]) == {"input", "conv1", "conv2"}
+    for of in zeros.values():  # two of three experts see nothing of an image
+        assert of["input"]["all"] == pytest.approx((2 + of["input"]["chosen"]) / 3) and of["input"]["chosen"] < 0.9
+    shutil.copytree(net.workdir / "pictures", other.workdir / "pictures")
+    report_job.draw(report_job.compared(asked, [net, other]), folder)
+    assert there(folder) == {"sparsity": {"sparsity.png"}}
 
 
 @pytest.mark.wide

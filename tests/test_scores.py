@@ -64,6 +64,11 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def timeless(workdir):
+    """The records without what depends on the clock."""
+    return [{k: v for k, v in of.items() if k not in ("time", "images_per_second")} for of in records(workdir)]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A run that nothing disturbed."""
@@ -131,10 +136,20 @@ def test_a_run_that_died_writes_the_same_files(done, tmp_path):
     for path in (tmp_path / "scores").glob("epoch2*"):
         path.write_text("half of")
     loop.run_stage(prepared(clustnet(), tmp_path, divided()), StopSignal())
-    assert files(tmp_path) == files(done)
-    timeless = [[{k: v for k, v in record.items() if k not in ("time", "images_per_second")} for record in records(of)]
-                for of in (tmp_path, done)]  # fmt: skip
-    assert timeless[0] == timeless[1]
+    assert files(tmp_path) == files(done) and timeless(tmp_path) == timeless(done)
+
+
+def test_a_run_that_goes_on_within_an_epoch_writes_the_same_files(done, tmp_path):
+    """Check 18 of the specification: of the same seed, and after a kill."""
+    workdir = tmp_path / "run"
+    shutil.copytree(done, workdir)
+    for folder in (workdir / "checkpoints" / "clustnet").iterdir():
+        if int(folder.name) > 9:  # of 21 steps, 7 in an epoch
+            shutil.rmtree(folder)
+    for path in (*workdir.glob("scores/epoch2*"), *workdir.glob("scores/epoch3*")):
+        path.write_text("half of")
+    loop.run_stage(prepared(clustnet(), workdir, divided()), StopSignal())
+    assert files(workdir) == files(done) and timeless(workdir) == timeless(done)
 
 
 @pytest.mark.wide
