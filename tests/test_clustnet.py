@@ -14,6 +14,7 @@ from small import few_digits, prepared, run, trained, with_settings
 
 from jaxclust import config as config_lib
 from jaxclust import main, methods, runtime
+from jaxclust.cluster import warn_once
 from jaxclust.config import from_file
 from jaxclust.errors import ConfigError
 from jaxclust.features import score_file
@@ -669,6 +670,17 @@ def test_the_default_finds_classes_of_images_that_it_was_not_trained_on_from_two
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):
     methods.get(settings(clustnet__mode="separated", clustnet__period=7), DIGITS)
     assert re.search(r"best_share=\(0.9, 0.5, 0.1\) falls", caplog.text)
+
+
+def test_an_encoder_that_nothing_ever_moves_is_warned_of(caplog):
+    warn_once.cache_clear()
+    still = {"clustnet__encoder__gradient": "none"}
+    methods.get(settings("shared", init_from="@cae", **still), DIGITS)
+    methods.get(settings("shared"), DIGITS)
+    methods.get(settings(**still), DIGITS)  # which has none
+    assert "as it was drawn" not in caplog.text
+    methods.get(settings("shared", **still), DIGITS)
+    assert "encoder.gradient='none' without config.init_from: the encoder stays as it was drawn" in caplog.text
 
 
 @pytest.mark.wide

@@ -95,6 +95,8 @@ def _check_sizes(config: ConfigDict, info: DataInfo) -> None:
     s, shape = config.clustnet, info.image_shape
     if config.freeze_body and len(shape) > 1 and not s.encoder.layers:
         raise ConfigError("config.freeze_body=True keeps the codes of an encoder: config.clustnet.encoder.layers is 0")
+    if s.encoder.layers and s.encoder.gradient == "none" and len(shape) > 1 and not config.init_from:
+        warn_once("config.clustnet.encoder.gradient='none' without config.init_from: the encoder stays as it was drawn")
     seen = "images"
     for name in ("encoder", "gate", "experts"):
         sizes, field = stack(s[name]), f"config.clustnet.{name}"
