@@ -669,7 +669,7 @@ def test_the_default_finds_classes_of_images_that_it_was_not_trained_on_from_two
 
 def test_falling_shares_of_the_best_expert_are_warned_of(caplog):
     methods.get(settings(clustnet__mode="separated", clustnet__period=7), DIGITS)
-    assert re.search(r"best_share=\(0.9, 0.5, 0.1\) falls", caplog.text)
+    assert re.search(r"best_share=\(0.9, 0.5, 0.1\) falls.*\(0.1, 0.5, 0.9\) rises", caplog.text)
 
 
 def test_an_encoder_that_nothing_ever_moves_is_warned_of(caplog):

@@ -84,7 +84,7 @@ def check(config: ConfigDict, info: DataInfo) -> None:
     if s.mode == "separated" and s.best_share[0] > s.best_share[-1]:
         warn_once(
             f"config.clustnet.best_share={s.best_share} falls: the gate follows the best expert less and less, as "
-            "published and probably not as meant"
+            "published and probably not as meant; (0.1, 0.5, 0.9) rises"
         )
     turns.rates(config)
     _check_sizes(config, info)
