@@ -12,16 +12,17 @@ import numpy as np
 import optax
 import pytest
 from scipy import linalg
-from small import few_digits, few_vectors, prepared, run, trained, with_settings
+from small import digit_files, few_digits, few_vectors, prepared, run, trained, with_settings
 from test_listed import cars
 
 from jaxclust import runtime
 from jaxclust.cluster import warn_once
 from jaxclust.config import from_file
-from jaxclust.errors import ConfigError, DataError
+from jaxclust.errors import ConfigError, DataError, NonFiniteError
 from jaxclust.methods import closed_form, embedding
 from jaxclust.ops.spectral import dscl_loss
-from jaxclust.train import loop
+from jaxclust.runtime import StopSignal
+from jaxclust.train import loop, skips
 from jaxclust.train.console import print_round
 
 P = jax.sharding.PartitionSpec
@@ -384,6 +385,35 @@ def test_data_of_which_no_class_has_two_images_are_refused(tmp_path):
         ready(tmp_path, source)
 
 
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_one_class_is_refused_before_work_starts(kind, tmp_path, capsys):
+    folder, workdir = digit_files(tmp_path / "scans", 20, classes=1), tmp_path / "run"
+    table = tmp_path / "mine.csv"
+    table.write_text("path,label\n" + "".join(f'"{path}",seven\n' for path in folder.glob("*/*")))
+    source = f"{kind}:{folder if kind == 'folder' else table}"
+    small = "data.train_classes=", f"data.source={source}", "batch_size=12", "dscl.vector_size=2"
+    overrides = (f"--config.{field}" for field in small)
+    code, words = {
+        "folder": (2, "has none (train: 0 known). Two class folders or more are labels"),  # one says nothing
+        "table": (
+            3,
+            "has 1 class to train on (20 images). Likely causes: train_classes chooses too few; class",
+        ),
+    }[kind]
+    assert run("--config=configs/dscl.py:smoke", f"--workdir={workdir}", *overrides) == code
+    said = capsys.readouterr().err
+    assert words in said and source in said and not workdir.exists()
+
+
+def test_one_class_in_many_or_in_one_chosen_is_refused(tmp_path):
+    source = few_digits(60)
+    labels = source.splits["train"].labels
+    labels[:] = 4
+    labels[:3] = 0, 1, 2
+    with pytest.raises(DataError, match=r"learns to tell 2 classes or more apart, .* has 1 class to train on \(60 im"):
+        ready(tmp_path, source)
+
+
 def test_skipped_steps_are_told(tmp_path, capsys):
     stage = ready(tmp_path)
     print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.0})
@@ -391,6 +421,45 @@ def test_skipped_steps_are_told(tmp_path, capsys):
     print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.75})
     said = capsys.readouterr().out
     assert "skipped 75%" in said and "warning: 75% of the steps were skipped" in said and "dscl.max_grad_norm" in said
+
+
+def with_one_huge(size, dim):
+    source = few_vectors(size, dim)
+    source.splits["train"].images[5] = 3e38
+    return source
+
+
+@pytest.mark.medium
+def test_skipped_steps_are_counted_over_logs_and_restarts(tmp_path):
+    """A batch with the one image whose loss overflows is skipped, any other is not."""
+    fields = {
+        "freeze_body": True, "dscl__vector_size": 3, "batch_size": 20, "eval_batch_size": 20, "log_every": "3 steps",
+        "refresh_every": "4 steps", "dscl__init": "upstream",
+    }  # fmt: skip
+    shares = []
+    for steps in (7, 20):
+        stage = prepared(made(steps=steps, **fields), tmp_path, with_one_huge(80, 12))
+        loop.run_stage(stage, StopSignal())
+        orders = [loop._order(stage, stage.first().targets, r).reshape(-1, 20) for r in range(-(-steps // 4))]
+        expected = sum(5 in batch for batch in np.concatenate(orders)[:steps])
+        assert skips.result(stage, steps) == {"skipped_steps": expected} and 0 < expected < steps
+        shares.append(expected)
+    assert shares[0] < shares[1] and skips.result(stage, 7) == {"skipped_steps": shares[0]}
+    assert skips.result(stage._replace(name="other"), 7) == {}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_round_of_skipped_steps_alone_ends_as_an_error_that_names_the_limits(rounds, tmp_path):
+    stage = vectors_stage(
+        tmp_path, dscl__max_grad_norm=1e-9, steps=4 * rounds, refresh_every="4 steps", log_every="never"
+    )
+    stage = stage._replace(lengths=stage.lengths._replace(log=0 if rounds == 1 else 2))
+    words = r"stage 'dscl': all 4 steps so far were skipped, .* config.dscl.max_grad_norm=1e-09 .* not the cause"
+    with pytest.raises(NonFiniteError, match=words):
+        loop.run_stage(stage, StopSignal())
+    (*_, last) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (last["step"], last["train/skipped"], last["train/skipped_steps"]) == (4, 1, 4)
 
 
 def test_data_without_classes_are_refused(tmp_path):

@@ -41,7 +41,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     if info.num_classes is None:
         raise ConfigError(
             f"config.method={config.method!r} learns from class labels, and config.data.source={config.data.source!r} "
-            "has none; class folders are labels, or choose another method"
+            "has none; two class folders or more are labels, or choose another method"
         )
     f = classifier.classifier(config, info)
     d = config.dscl.vector_size or info.num_classes
@@ -63,6 +63,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         accept=partial(accept, net),
         labels="class",
         class_size=2,
+        class_count=2,
         body=partial(classifier.embed, f),
     )
 
