@@ -1,4 +1,4 @@
-"""DSCL: gradients in two passes and over devices, skipped steps, the closed form, what it refuses (D7 to D9, D15)."""
+"""DSCL: gradients in two passes and over devices, skipped steps, the closed form, what it refuses (D7 to D9, D14, D15)."""
 
 import json
 import logging
@@ -74,8 +74,10 @@ def assert_close(a, b, **tolerance):
 DROPOUT = {"dscl__dropout_rate": 0.3, "optimizer__body__name": "sgd"}
 
 
-def test_d7_the_gradient_of_six_chunks_is_that_of_one_shot_with_the_same_dropout(tmp_path):
-    fields = {**DROPOUT, "dscl__dropout_site": "feature"}
+@pytest.mark.parametrize("site", ["feature", "embedding"])
+def test_d7_the_gradient_of_six_chunks_is_that_of_one_shot_with_the_same_dropout(site, tmp_path):
+    """Were other numbers dropped in the second pass, the gradient would be of another loss."""
+    fields = {**DROPOUT, "dscl__dropout_site": site}
     stage = ready(tmp_path, **fields)
     state, batches = begun(stage)
     batch = jax.device_get(next(batches))
@@ -293,6 +295,24 @@ def test_the_closed_form_is_a_run_without_steps(tmp_path):
         ready(tmp_path, **fields | {"freeze_body": False})
     with pytest.raises(ConfigError, match=r"config.rounds=0 and config.steps=0 \(0, 5\)"):
         ready(tmp_path, few_vectors(200, 6), **fields | {"steps": 5})
+
+
+def test_the_closed_form_without_a_ridge_says_that_it_learns_few_images_by_heart(tmp_path, caplog):
+    """Classes that are drawn at random: what is found says nothing, with a ridge neither, but then it shows."""
+    few = few_vectors(40, 60)
+    few.splits["train"].labels[:] = np.random.default_rng(0).permutation(np.arange(40) % 4)
+    fields = {"dscl__solver": "closed_form", "steps": 0, "dscl__vector_size": 4, "freeze_body": True}
+    losses = []
+    for ridge in (0.0, 0.5):
+        warn_once.cache_clear()
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            trained(made(dscl__ridge=ridge, **fields), tmp_path / str(ridge), few)
+        losses.append(json.loads((tmp_path / str(ridge) / "metrics.jsonl").read_text().splitlines()[-1]))
+        assert ("config.dscl.ridge=0: features of 40 images have 40 directions" in caplog.text) == (not ridge)
+    assert abs(losses[0]["loss"]) < 1e-6 and losses[1]["loss"] > 0.5
+    assert losses[0]["reference"] == pytest.approx(4 * (1 - 4 / 40))
+    assert losses[1]["reference"] == pytest.approx(4 * (1 - 4 / 1.5 / 40))
 
 
 @pytest.mark.parametrize("name", ["normal", "orthogonal", "upstream"])
@@ -533,7 +553,7 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
     assert drawn == {"views", "neighbours", "spectral", "projector"}
 
 
-def test_the_users_command_is_a_preset_with_its_values():
+def test_d14_the_users_command_is_a_preset_with_its_values():
     c = from_file(Path("configs/dscl.py"), "seed")
     assert (c.batch_size, c.dscl.small_batch_size, c.dscl.vector_size, c.steps) == (6000, 60, 98, 400)
     top = c.optimizer.top
@@ -544,7 +564,7 @@ def test_the_users_command_is_a_preset_with_its_values():
 
 
 @pytest.mark.medium
-def test_digits_that_were_never_seen_are_found_better_after_few_steps(tmp_path):
+def test_d15_digits_that_were_never_seen_are_found_better_after_few_steps(tmp_path):
     """An untrained embedding of five numbers finds 40 %, one of 20 steps 60 % (seed 1)."""
     fields = ("seed=1", "steps=20", "refresh_every=10 steps", "eval_every=never", "save_every=never",
               "evaluate.readouts=l2", "evaluate.nmi_runs=0", "report.pictures=")  # fmt: skip
