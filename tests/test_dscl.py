@@ -1,10 +1,11 @@
-"""DSCL: gradients in two passes and over devices, skipped steps, the closed form, what it refuses (D7 to D9, D14, D15)."""
+"""DSCL: gradients in two passes, skipped steps, the closed form, what it refuses (checks D7 to D9, D14 and D15)."""
 
 import json
 import logging
 import runpy
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ from jaxclust.config import from_file
 from jaxclust.errors import ConfigError, DataError, NonFiniteError
 from jaxclust.methods import closed_form, embedding
 from jaxclust.ops.spectral import dscl_loss
+from jaxclust.pictures import Seen
+from jaxclust.pictures import batch as batch_picture
+from jaxclust.report import figures
 from jaxclust.runtime import StopSignal
 from jaxclust.train import loop, skips
 from jaxclust.train.console import print_round
@@ -506,11 +510,38 @@ def test_a_frozen_body_keeps_its_features_and_learns_the_last_layer_alone(tmp_pa
     assert names <= {name.removeprefix("train/") for name in seen[-1]}
 
 
+def test_the_picture_of_a_batch_is_that_of_the_first_step(tmp_path):
+    source = few_digits(200)
+    stage = ready(tmp_path, source, batch_size=60, eval_batch_size=60, dscl__small_batch_size=30)
+    first = next(begun(stage)[1])
+    ids = batch_picture.drawn(stage, source.splits["train"])
+    np.testing.assert_array_equal(ids, np.asarray(first["id"]))
+    shown = batch_picture.rows(stage, source.splits["train"], ids, source.class_names)
+    labels = source.splits["train"].labels[ids]
+    assert [(row.name, row.size) for row in shown] == [(str(c), (labels == c).sum()) for c in range(10)]
+    assert sum(row.size for row in shown) == 60 and shown[0].images.shape == (6, 8, 8, 1)
+    with mock.patch.object(figures, "DPI", 48):
+        gallery = batch_picture.prepare(Seen(stage, None, lambda: source))(tmp_path)
+    assert "of 60 images of 10 classes, drawn by sampler=pk" in gallery.caption
+    assert all((tmp_path / file).exists() for file in (gallery.images[0].file, gallery.images[0].dark))
+    frozen = ready(tmp_path, source, freeze_body=True)
+    as_they_are = source.splits["train"].images[ids[:3]]
+    np.testing.assert_array_equal(batch_picture.seen_images(frozen, source.splits["train"], ids[:3]), as_they_are)
+    assert (batch_picture.seen_images(stage, source.splits["train"], ids[:3]) != as_they_are).any()
+    for other, words in (
+        (ready(tmp_path, few_vectors(200, 12), freeze_body=True, dscl__vector_size=3), "vectors"),
+        (stage._replace(method=stage.method._replace(labels=None)), "no step that learns from classes"),
+        (stage._replace(lengths=stage.lengths._replace(stage=0)), "no step that learns from classes"),
+    ):
+        with pytest.raises(DataError, match=words):
+            batch_picture.prepare(Seen(other, None, lambda: source))
+
+
 def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_path, caplog):
     get_config = runpy.run_path("configs/dscl.py")["get_config"]
     for variant in ("", "tiny", "cars196", "cars196,closed_form", "seed", "smoke"):
         config = get_config(variant)
-        assert config.report.pictures == "views,neighbours,spectral,projector"
+        assert config.report.pictures == "batch,neighbours,spectral,projector"
         assert config.evaluate.readouts == "raw,l2,spectral,njw" and config.eval_every != "never"
     assert get_config("seed").data.cache_bytes > 16_185 * 342 * 342 * 3
     prepared(get_config(""), tmp_path)  # also where there are eight devices, as here
@@ -550,7 +581,7 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
     assert (results["step"], results["test/queries"]) == (3, 196) and "untrained/test/r@1" in results
     assert run("--job=report", f"--workdir={workdir}", "--config.report.sample=60") == 0
     drawn = {path.parent.name for path in (workdir / "pictures").glob("*/*.png")}
-    assert drawn == {"views", "neighbours", "spectral", "projector"}
+    assert drawn == {"batch", "neighbours", "spectral", "projector"}
 
 
 def test_d14_the_users_command_is_a_preset_with_its_values():

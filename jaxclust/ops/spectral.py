@@ -106,8 +106,9 @@ def _solve(f: jax.Array, y: jax.Array, rule: Rule) -> tuple[Found, jax.Array]:
         outside = rest + basis @ ((1 - weight)[:, None] * inside)  # (I - P) J
         g = -outside @ (inside.T * inverse @ vt) / scale
         g = jnp.where(finite, g, jnp.nan)
+        reference = expected(classes, f.shape[0], f.shape[1], rule.ridge).astype(f.dtype)
         found = Found(
-            jnp.where(finite, loss, jnp.nan), expected(classes, *f.shape, rule.ridge).astype(f.dtype), classes,
+            jnp.where(finite, loss, jnp.nan), reference, classes,
             jnp.sum(weight > 0).astype(f.dtype), *_ranks(s), jnp.sum(g * f),
         )  # fmt: skip
     return found, g
