@@ -1,5 +1,6 @@
 """DSCL: gradients in two passes, skipped steps, the closed form, what it refuses (checks D7 to D9, D14 and D15)."""
 
+import csv
 import json
 import logging
 import runpy
@@ -12,15 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 from scipy import linalg
 from small import digit_files, few_digits, few_vectors, prepared, run, trained, with_settings
 from test_listed import cars
 
+from jaxclust import config as config_lib
 from jaxclust import runtime
 from jaxclust.cluster import warn_once
 from jaxclust.config import from_file
+from jaxclust.data.source import open_source
 from jaxclust.errors import ConfigError, DataError, NonFiniteError
+from jaxclust.jobs import evaluate
 from jaxclust.methods import closed_form, embedding
+from jaxclust.models import pretrained
 from jaxclust.ops.spectral import dscl_loss
 from jaxclust.pictures import Seen
 from jaxclust.pictures import batch as batch_picture
@@ -554,6 +560,62 @@ def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_
         ready(tmp_path, freeze_body=True)
     assert "config.init_from='': the frozen convnet is drawn at random" in caplog.text
     assert "init_from=torch:FILE (docs/pretrained.md)" in caplog.text
+
+
+def torchvision_file(state, path):
+    """The body of a state by torchvision's names, out x in x height x width, with a classifier that is not ours."""
+    tensors = {"fc.weight": np.ones((7, 32), np.float32), "fc.bias": np.ones(7, np.float32)}
+    parts = state.params["body"], state.extra["batch_stats"]
+    for place, leaf in (found for part in parts for found in jax.tree_util.tree_leaves_with_path(part)):
+        name = jax.tree_util.keystr(place, simple=True, separator=".")
+        tensor, shape = pretrained.wanted("resnet18", name, leaf.shape)
+        tensors[tensor] = np.ascontiguousarray(np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf)
+        assert tensors[tensor].shape == shape
+    save_file(tensors, path)
+    return tensors
+
+
+@pytest.mark.wide
+def test_a_training_stands_on_weights_of_a_file_and_says_which(tmp_path, capsys):
+    path = tmp_path / "resnet18.safetensors"
+    fields = (
+        "data.train_classes=0-4", "data.channels=3", "model.name=resnet18", "model.stem=small", "model.width=4",
+        "model.dim=0", "batch_size=60", "dscl.small_batch_size=30", "dscl.vector_size=5", "dscl.bn=frozen",
+        "freeze_body=True", "steps=4", "refresh_every=2 steps", "evaluate.readouts=l2", "evaluate.nmi_runs=0",
+        "report.pictures=", "optimizer.top.lr=0.01",
+    )  # fmt: skip
+    config = made(
+        data__train_classes="0-4", data__channels=3, model__name="resnet18", model__stem="small", model__width=4,
+        model__dim=0, seed=5,
+    )  # fmt: skip
+    (tmp_path / "other").mkdir()
+    state = jax.device_get(prepared(config, tmp_path / "other").first().state)
+    body, stats = (jax.tree.map(lambda x: 1.1 * x + 0.01, part) for part in (state.params["body"], state.extra))
+    state = state._replace(params={**state.params, "body": body}, extra=stats)  # no ones and zeros
+    tensors = torchvision_file(state, path)
+    assert {"conv1.weight", "layer1.0.conv1.weight", "layer4.1.bn2.running_var"} <= tensors.keys()
+    said, results, bodies = {}, {}, {}
+    for name, given in (("random", ()), ("file", (f"--config.init_from=torch:{path}",))):
+        workdir = tmp_path / name
+        overrides = (f"--config.{field}" for field in fields)
+        assert run("--config=configs/dscl.py:smoke", f"--workdir={workdir}", *overrides, *given) == 0
+        said[name] = capsys.readouterr().out
+        results[name] = json.loads((workdir / "results.json").read_text())
+        own = config_lib.load(workdir / "config.json")
+        bodies[name] = jax.device_get(
+            evaluate.restore(own, workdir, open_source(own).splits["train"])[1].params["body"]
+        )
+    used = len(tensors) - 2
+    assert f"{used} of its {len(tensors)} tensors fill resnet18; unused: fc.bias, fc.weight" in said["file"]
+    assert "tensors fill" not in said["random"]
+    with (tmp_path / "file" / "weights-dscl.csv").open() as table:
+        states = [row["state"] for row in csv.DictReader(table)]
+    assert (states.count("used"), states.count("unused"), states.count("missing")) == (used, 2, 0)
+    jax.tree.map(np.testing.assert_array_equal, bodies["file"], state.params["body"])
+    pairs = zip(*map(jax.tree.leaves, (bodies["file"], bodies["random"])), strict=True)
+    assert all((one != other).any() for one, other in pairs)
+    assert results["file"]["untrained/test/r@1"] != results["random"]["untrained/test/r@1"]
+    assert results["file"]["test/r@1"] != results["random"]["test/r@1"] and results["file"]["skipped_steps"] == 0
 
 
 @pytest.mark.wide
