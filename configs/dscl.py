@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampler = "pk"
     config.evaluate.suite, config.evaluate.untrained = "readouts", True
     config.evaluate.readouts = "raw,l2,spectral,njw"
-    config.report.pictures = "views,neighbours,spectral,projector"
+    config.report.pictures = "batch,neighbours,spectral,projector"
     config.rounds = 0
     digits(config)
     variants = {

@@ -20,7 +20,7 @@ class DataError(JaxclustError, ValueError):
 
 
 class NonFiniteError(JaxclustError, ArithmeticError):
-    """The loss became NaN or infinite (exit 4)."""
+    """The loss became NaN or infinite, or all steps were skipped because it was, or is too large (exit 4)."""
 
     exit_code = 4
 

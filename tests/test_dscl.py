@@ -1,27 +1,38 @@
-"""DSCL: gradients in two passes and over devices, skipped steps, the closed form, what it refuses (D7 to D9, D15)."""
+"""DSCL: gradients in two passes, skipped steps, the closed form, what it refuses (checks D7 to D9, D14 and D15)."""
 
+import csv
 import json
 import logging
 import runpy
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 from scipy import linalg
-from small import few_digits, few_vectors, prepared, run, trained, with_settings
+from small import digit_files, few_digits, few_vectors, prepared, run, trained, with_settings
 from test_listed import cars
 
+from jaxclust import config as config_lib
 from jaxclust import runtime
 from jaxclust.cluster import warn_once
 from jaxclust.config import from_file
-from jaxclust.errors import ConfigError, DataError
+from jaxclust.data.source import open_source
+from jaxclust.errors import ConfigError, DataError, NonFiniteError
+from jaxclust.jobs import evaluate
 from jaxclust.methods import closed_form, embedding
+from jaxclust.models import pretrained
 from jaxclust.ops.spectral import dscl_loss
-from jaxclust.train import loop
+from jaxclust.pictures import Seen
+from jaxclust.pictures import batch as batch_picture
+from jaxclust.report import figures
+from jaxclust.runtime import StopSignal
+from jaxclust.train import loop, skips
 from jaxclust.train.console import print_round
 
 P = jax.sharding.PartitionSpec
@@ -73,8 +84,10 @@ def assert_close(a, b, **tolerance):
 DROPOUT = {"dscl__dropout_rate": 0.3, "optimizer__body__name": "sgd"}
 
 
-def test_d7_the_gradient_of_six_chunks_is_that_of_one_shot_with_the_same_dropout(tmp_path):
-    fields = {**DROPOUT, "dscl__dropout_site": "feature"}
+@pytest.mark.parametrize("site", ["feature", "embedding"])
+def test_d7_the_gradient_of_six_chunks_is_that_of_one_shot_with_the_same_dropout(site, tmp_path):
+    """Were other numbers dropped in the second pass, the gradient would be of another loss."""
+    fields = {**DROPOUT, "dscl__dropout_site": site}
     stage = ready(tmp_path, **fields)
     state, batches = begun(stage)
     batch = jax.device_get(next(batches))
@@ -294,6 +307,24 @@ def test_the_closed_form_is_a_run_without_steps(tmp_path):
         ready(tmp_path, few_vectors(200, 6), **fields | {"steps": 5})
 
 
+def test_the_closed_form_without_a_ridge_says_that_it_learns_few_images_by_heart(tmp_path, caplog):
+    """Classes that are drawn at random: what is found says nothing, with a ridge neither, but then it shows."""
+    few = few_vectors(40, 60)
+    few.splits["train"].labels[:] = np.random.default_rng(0).permutation(np.arange(40) % 4)
+    fields = {"dscl__solver": "closed_form", "steps": 0, "dscl__vector_size": 4, "freeze_body": True}
+    losses = []
+    for ridge in (0.0, 0.5):
+        warn_once.cache_clear()
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            trained(made(dscl__ridge=ridge, **fields), tmp_path / str(ridge), few)
+        losses.append(json.loads((tmp_path / str(ridge) / "metrics.jsonl").read_text().splitlines()[-1]))
+        assert ("config.dscl.ridge=0: features of 40 images have 40 directions" in caplog.text) == (not ridge)
+    assert abs(losses[0]["loss"]) < 1e-6 and losses[1]["loss"] > 0.5
+    assert losses[0]["reference"] == pytest.approx(4 * (1 - 4 / 40))
+    assert losses[1]["reference"] == pytest.approx(4 * (1 - 4 / 1.5 / 40))
+
+
 @pytest.mark.parametrize("name", ["normal", "orthogonal", "upstream"])
 def test_the_last_layer_is_drawn_as_asked(name, tmp_path):
     top = begun(ready(tmp_path, dscl__init=name, model__dim=300))[0].params["top"]
@@ -384,6 +415,35 @@ def test_data_of_which_no_class_has_two_images_are_refused(tmp_path):
         ready(tmp_path, source)
 
 
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_one_class_is_refused_before_work_starts(kind, tmp_path, capsys):
+    folder, workdir = digit_files(tmp_path / "scans", 20, classes=1), tmp_path / "run"
+    table = tmp_path / "mine.csv"
+    table.write_text("path,label\n" + "".join(f'"{path}",seven\n' for path in folder.glob("*/*")))
+    source = f"{kind}:{folder if kind == 'folder' else table}"
+    small = "data.train_classes=", f"data.source={source}", "batch_size=12", "dscl.vector_size=2"
+    overrides = (f"--config.{field}" for field in small)
+    code, words = {
+        "folder": (2, "has none (train: 0 known). Two class folders or more are labels"),  # one says nothing
+        "table": (
+            3,
+            "has 1 class to train on (20 images). Likely causes: train_classes chooses too few; class",
+        ),
+    }[kind]
+    assert run("--config=configs/dscl.py:smoke", f"--workdir={workdir}", *overrides) == code
+    said = capsys.readouterr().err
+    assert words in said and source in said and not workdir.exists()
+
+
+def test_one_class_in_many_or_in_one_chosen_is_refused(tmp_path):
+    source = few_digits(60)
+    labels = source.splits["train"].labels
+    labels[:] = 4
+    labels[:3] = 0, 1, 2
+    with pytest.raises(DataError, match=r"learns to tell 2 classes or more apart, .* has 1 class to train on \(60 im"):
+        ready(tmp_path, source)
+
+
 def test_skipped_steps_are_told(tmp_path, capsys):
     stage = ready(tmp_path)
     print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.0})
@@ -391,6 +451,45 @@ def test_skipped_steps_are_told(tmp_path, capsys):
     print_round(stage, stage.lengths.round, {"train/loss": 4.0, "train/skipped": 0.75})
     said = capsys.readouterr().out
     assert "skipped 75%" in said and "warning: 75% of the steps were skipped" in said and "dscl.max_grad_norm" in said
+
+
+def with_one_huge(size, dim):
+    source = few_vectors(size, dim)
+    source.splits["train"].images[5] = 3e38
+    return source
+
+
+@pytest.mark.medium
+def test_skipped_steps_are_counted_over_logs_and_restarts(tmp_path):
+    """A batch with the one image whose loss overflows is skipped, any other is not."""
+    fields = {
+        "freeze_body": True, "dscl__vector_size": 3, "batch_size": 20, "eval_batch_size": 20, "log_every": "3 steps",
+        "refresh_every": "4 steps", "dscl__init": "upstream",
+    }  # fmt: skip
+    shares = []
+    for steps in (7, 20):
+        stage = prepared(made(steps=steps, **fields), tmp_path, with_one_huge(80, 12))
+        loop.run_stage(stage, StopSignal())
+        orders = [loop._order(stage, stage.first().targets, r).reshape(-1, 20) for r in range(-(-steps // 4))]
+        expected = sum(5 in batch for batch in np.concatenate(orders)[:steps])
+        assert skips.result(stage, steps) == {"skipped_steps": expected} and 0 < expected < steps
+        shares.append(expected)
+    assert shares[0] < shares[1] and skips.result(stage, 7) == {"skipped_steps": shares[0]}
+    assert skips.result(stage._replace(name="other"), 7) == {}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_round_of_skipped_steps_alone_ends_as_an_error_that_names_the_limits(rounds, tmp_path):
+    stage = vectors_stage(
+        tmp_path, dscl__max_grad_norm=1e-9, steps=4 * rounds, refresh_every="4 steps", log_every="never"
+    )
+    stage = stage._replace(lengths=stage.lengths._replace(log=0 if rounds == 1 else 2))
+    words = r"stage 'dscl': all 4 steps so far were skipped, .* config.dscl.max_grad_norm=1e-09 .* not the cause"
+    with pytest.raises(NonFiniteError, match=words):
+        loop.run_stage(stage, StopSignal())
+    (*_, last) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (last["step"], last["train/skipped"], last["train/skipped_steps"]) == (4, 1, 4)
 
 
 def test_data_without_classes_are_refused(tmp_path):
@@ -417,11 +516,38 @@ def test_a_frozen_body_keeps_its_features_and_learns_the_last_layer_alone(tmp_pa
     assert names <= {name.removeprefix("train/") for name in seen[-1]}
 
 
+def test_the_picture_of_a_batch_is_that_of_the_first_step(tmp_path):
+    source = few_digits(200)
+    stage = ready(tmp_path, source, batch_size=60, eval_batch_size=60, dscl__small_batch_size=30)
+    first = next(begun(stage)[1])
+    ids = batch_picture.drawn(stage, source.splits["train"])
+    np.testing.assert_array_equal(ids, np.asarray(first["id"]))
+    shown = batch_picture.rows(stage, source.splits["train"], ids, source.class_names)
+    labels = source.splits["train"].labels[ids]
+    assert [(row.name, row.size) for row in shown] == [(str(c), (labels == c).sum()) for c in range(10)]
+    assert sum(row.size for row in shown) == 60 and shown[0].images.shape == (6, 8, 8, 1)
+    with mock.patch.object(figures, "DPI", 48):
+        gallery = batch_picture.prepare(Seen(stage, None, lambda: source))(tmp_path)
+    assert "of 60 images of 10 classes, drawn by sampler=pk" in gallery.caption
+    assert all((tmp_path / file).exists() for file in (gallery.images[0].file, gallery.images[0].dark))
+    frozen = ready(tmp_path, source, freeze_body=True)
+    as_they_are = source.splits["train"].images[ids[:3]]
+    np.testing.assert_array_equal(batch_picture.seen_images(frozen, source.splits["train"], ids[:3]), as_they_are)
+    assert (batch_picture.seen_images(stage, source.splits["train"], ids[:3]) != as_they_are).any()
+    for other, words in (
+        (ready(tmp_path, few_vectors(200, 12), freeze_body=True, dscl__vector_size=3), "vectors"),
+        (stage._replace(method=stage.method._replace(labels=None)), "no step that learns from classes"),
+        (stage._replace(lengths=stage.lengths._replace(stage=0)), "no step that learns from classes"),
+    ):
+        with pytest.raises(DataError, match=words):
+            batch_picture.prepare(Seen(other, None, lambda: source))
+
+
 def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_path, caplog):
     get_config = runpy.run_path("configs/dscl.py")["get_config"]
     for variant in ("", "tiny", "cars196", "cars196,closed_form", "seed", "smoke"):
         config = get_config(variant)
-        assert config.report.pictures == "views,neighbours,spectral,projector"
+        assert config.report.pictures == "batch,neighbours,spectral,projector"
         assert config.evaluate.readouts == "raw,l2,spectral,njw" and config.eval_every != "never"
     assert get_config("seed").data.cache_bytes > 16_185 * 342 * 342 * 3
     prepared(get_config(""), tmp_path)  # also where there are eight devices, as here
@@ -434,6 +560,62 @@ def test_every_preset_draws_what_the_paper_shows_and_says_what_it_stands_on(tmp_
         ready(tmp_path, freeze_body=True)
     assert "config.init_from='': the frozen convnet is drawn at random" in caplog.text
     assert "init_from=torch:FILE (docs/pretrained.md)" in caplog.text
+
+
+def torchvision_file(state, path):
+    """The body of a state by torchvision's names, out x in x height x width, with a classifier that is not ours."""
+    tensors = {"fc.weight": np.ones((7, 32), np.float32), "fc.bias": np.ones(7, np.float32)}
+    parts = state.params["body"], state.extra["batch_stats"]
+    for place, leaf in (found for part in parts for found in jax.tree_util.tree_leaves_with_path(part)):
+        name = jax.tree_util.keystr(place, simple=True, separator=".")
+        tensor, shape = pretrained.wanted("resnet18", name, leaf.shape)
+        tensors[tensor] = np.ascontiguousarray(np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf)
+        assert tensors[tensor].shape == shape
+    save_file(tensors, path)
+    return tensors
+
+
+@pytest.mark.wide
+def test_a_training_stands_on_weights_of_a_file_and_says_which(tmp_path, capsys):
+    path = tmp_path / "resnet18.safetensors"
+    fields = (
+        "data.train_classes=0-4", "data.channels=3", "model.name=resnet18", "model.stem=small", "model.width=4",
+        "model.dim=0", "batch_size=60", "dscl.small_batch_size=30", "dscl.vector_size=5", "dscl.bn=frozen",
+        "freeze_body=True", "steps=4", "refresh_every=2 steps", "evaluate.readouts=l2", "evaluate.nmi_runs=0",
+        "report.pictures=", "optimizer.top.lr=0.01",
+    )  # fmt: skip
+    config = made(
+        data__train_classes="0-4", data__channels=3, model__name="resnet18", model__stem="small", model__width=4,
+        model__dim=0, seed=5,
+    )  # fmt: skip
+    (tmp_path / "other").mkdir()
+    state = jax.device_get(prepared(config, tmp_path / "other").first().state)
+    body, stats = (jax.tree.map(lambda x: 1.1 * x + 0.01, part) for part in (state.params["body"], state.extra))
+    state = state._replace(params={**state.params, "body": body}, extra=stats)  # no ones and zeros
+    tensors = torchvision_file(state, path)
+    assert {"conv1.weight", "layer1.0.conv1.weight", "layer4.1.bn2.running_var"} <= tensors.keys()
+    said, results, bodies = {}, {}, {}
+    for name, given in (("random", ()), ("file", (f"--config.init_from=torch:{path}",))):
+        workdir = tmp_path / name
+        overrides = (f"--config.{field}" for field in fields)
+        assert run("--config=configs/dscl.py:smoke", f"--workdir={workdir}", *overrides, *given) == 0
+        said[name] = capsys.readouterr().out
+        results[name] = json.loads((workdir / "results.json").read_text())
+        own = config_lib.load(workdir / "config.json")
+        bodies[name] = jax.device_get(
+            evaluate.restore(own, workdir, open_source(own).splits["train"])[1].params["body"]
+        )
+    used = len(tensors) - 2
+    assert f"{used} of its {len(tensors)} tensors fill resnet18; unused: fc.bias, fc.weight" in said["file"]
+    assert "tensors fill" not in said["random"]
+    with (tmp_path / "file" / "weights-dscl.csv").open() as table:
+        states = [row["state"] for row in csv.DictReader(table)]
+    assert (states.count("used"), states.count("unused"), states.count("missing")) == (used, 2, 0)
+    jax.tree.map(np.testing.assert_array_equal, bodies["file"], state.params["body"])
+    pairs = zip(*map(jax.tree.leaves, (bodies["file"], bodies["random"])), strict=True)
+    assert all((one != other).any() for one, other in pairs)
+    assert results["file"]["untrained/test/r@1"] != results["random"]["untrained/test/r@1"]
+    assert results["file"]["test/r@1"] != results["random"]["test/r@1"] and results["file"]["skipped_steps"] == 0
 
 
 @pytest.mark.wide
@@ -461,10 +643,10 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
     assert (results["step"], results["test/queries"]) == (3, 196) and "untrained/test/r@1" in results
     assert run("--job=report", f"--workdir={workdir}", "--config.report.sample=60") == 0
     drawn = {path.parent.name for path in (workdir / "pictures").glob("*/*.png")}
-    assert drawn == {"views", "neighbours", "spectral", "projector"}
+    assert drawn == {"batch", "neighbours", "spectral", "projector"}
 
 
-def test_the_users_command_is_a_preset_with_its_values():
+def test_d14_the_users_command_is_a_preset_with_its_values():
     c = from_file(Path("configs/dscl.py"), "seed")
     assert (c.batch_size, c.dscl.small_batch_size, c.dscl.vector_size, c.steps) == (6000, 60, 98, 400)
     top = c.optimizer.top
@@ -475,7 +657,7 @@ def test_the_users_command_is_a_preset_with_its_values():
 
 
 @pytest.mark.medium
-def test_digits_that_were_never_seen_are_found_better_after_few_steps(tmp_path):
+def test_d15_digits_that_were_never_seen_are_found_better_after_few_steps(tmp_path):
     """An untrained embedding of five numbers finds 40 %, one of 20 steps 60 % (seed 1)."""
     fields = ("seed=1", "steps=20", "refresh_every=10 steps", "eval_every=never", "save_every=never",
               "evaluate.readouts=l2", "evaluate.nmi_runs=0", "report.pictures=")  # fmt: skip

@@ -209,8 +209,7 @@ def cars(folder, classes, boxes=None, names=True, **changes):
     return f"cars196:{folder}"
 
 
-def test_cars_are_divided_by_class_and_cut_out(tmp_path, caplog):
-    """D13."""
+def test_d13_cars_are_divided_by_class_and_cut_out(tmp_path, caplog):
     classes = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 197), 2))  # ids, not places, decide
     with caplog.at_level(logging.WARNING):
         source = open_source(config_of(cars(tmp_path, classes)))

@@ -143,6 +143,7 @@ class StopAt(StopSignal):
 
 @going_on
 def test_stopped_and_started_again_equals_uninterrupted_and_another_seed_does_not(config, tmp_path):
+    """For DSCL this is D14 of its specification."""
     config.save_every = "never"
     stage = prepared(config, tmp_path / "whole")
     whole = loop.run_stage(stage, StopSignal())

@@ -34,8 +34,8 @@ def judged(rows, labels, cosine=True, at=(1, 2, 4, 8)):
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_six_points_by_hand_with_a_picture_that_is_there_twice(cosine):
-    """D12: a query is left out by its place, so its double is found first."""
+def test_d12_six_points_by_hand_with_a_picture_that_is_there_twice(cosine):
+    """A query is left out by its place, so its double is found first."""
     got = judged(on_circle(DEGREES), LABELS, cosine, (1, 2, 4))
     assert got == pytest.approx(BY_HAND | {"queries": 6, "left_out": 0})
     only_double = judged(on_circle([0, 0, 90, 180]), [0, 0, 1, 1])
@@ -85,7 +85,7 @@ def test_distances_and_cosines_in_blocks_are_those_of_the_slow_doubles(queries, 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(-1, 4), min_size=4, max_size=30), st.booleans())
 @settings(max_examples=25)
-def test_more_places_find_more_and_moving_features_changes_nothing(seed, labels, cosine):
+def test_d12_more_places_find_more_and_moving_features_changes_nothing(seed, labels, cosine):
     labels = np.array(labels, np.int32)
     assume((np.unique(labels[labels >= 0], return_counts=True)[1] > 1).any())
     rng = np.random.default_rng(seed)
@@ -101,8 +101,7 @@ def test_more_places_find_more_and_moving_features_changes_nothing(seed, labels,
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30), st.permutations(range(4)))
 @settings(max_examples=25)
-def test_nmi_of_a_renamed_partition_is_one_and_of_a_constant_zero(labels, names):
-    """D12."""
+def test_d12_nmi_of_a_renamed_partition_is_one_and_of_a_constant_zero(labels, names):
     labels = np.array(labels)
     assume(len(np.unique(labels)) > 1)
     assert clustering.nmi(np.array(names)[labels], labels) == pytest.approx(1)

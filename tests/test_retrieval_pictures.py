@@ -164,7 +164,7 @@ def test_curves_of_embeddings_have_the_loss_of_random_ones_beside_theirs(tmp_pat
     more = {
         "train/reference": [4.9] * 3, "train/rank": [5.0] * 3, "train/effective_rank": [4.0, 4.2, 4.4],
         "train/condition": [10.0, 100.0, 1000.0], "train/gradient_norm": [2.0, 0.0, 0.5],
-        "train/skipped": [0.0, 1.0, 0.0], "test/r@1": [0.3, 0.4, 0.5],
+        "train/skipped_steps": [0, 1, 1], "test/r@1": [0.3, 0.4, 0.5],
     }  # fmt: skip
     panels = {panel.title: panel for panel in curves.panels(logged(tmp_path, **more), 0)}
     assert [(line.label, line.y.tolist()) for line in panels["loss"].lines] == [
@@ -177,7 +177,7 @@ def test_curves_of_embeddings_have_the_loss_of_random_ones_beside_theirs(tmp_pat
     assert gradient.x.tolist() == [0, 2] and gradient.end == "0.5"  # a skipped step has none
     assert [line.label for line in panels["R@1"].lines] == ["test"]
     assert [line.label for line in panels["learning rate, power of ten"].lines] == ["top"]
-    assert {"rank of the embeddings", "share of steps that were skipped"} <= panels.keys()
+    assert {"rank of the embeddings", "steps that were skipped"} <= panels.keys()
     html.write(tmp_path)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "Random embeddings of d numbers" in page and "pure guessing" not in page

@@ -55,8 +55,7 @@ def test_rows_have_the_dot_products_of_the_projector(size, dim, rank, center):
     assert np.linalg.norm(got, axis=1) == pytest.approx([1.0] * 3 + [float(center)] + [1.0] * (size - 4))
 
 
-def test_three_orthogonal_groups_are_three_points_whatever_the_scale_in_them():
-    """D11."""
+def test_d11_three_orthogonal_groups_are_three_points_whatever_the_scale_in_them():
     group = np.arange(90) % 3
     directions = np.linalg.qr(gaussian(7, 3))[0].T
     rows = directions[group] * np.exp(gaussian(90, 1, 2))
@@ -70,7 +69,7 @@ def test_three_orthogonal_groups_are_three_points_whatever_the_scale_in_them():
 
 @given(st.integers(0, 10**6), st.integers(2, 6))
 @settings(max_examples=20)
-def test_an_invertible_map_of_the_features_changes_nothing(seed, dim):
+def test_d11_an_invertible_map_of_the_features_changes_nothing(seed, dim):
     rows = gaussian(30, dim, seed)
     mix = np.linalg.qr(gaussian(dim, dim, seed + 1))[0] * np.geomspace(1, 100, dim)
     a, b = read_out(rows), read_out(rows @ mix)

@@ -103,8 +103,8 @@ def check(config: Any, labels: Mapping[str, ArrayLike | None]) -> None:
         others = plugins.providing("jaxclust.evaluation", "measure")
         raise ConfigError(
             f"config.evaluate.suite asks for {', '.join(names)}, which compare with class labels of the training "
-            f"images, and config.data.source={config.data.source!r} has none ({there}). Class folders are labels, an "
-            f".npz or a feature file has an array 'labels'. Without labels there is: {', '.join(others)}"
+            f"images, and config.data.source={config.data.source!r} has none ({there}). Two class folders or more are "
+            f"labels, an .npz or a feature file has an array 'labels'. Without labels there is: {', '.join(others)}"
         )
     learning = [name for name, module in names.items() if getattr(module, "LEARNS_CLASSES", False)]
     if learning and has_labels(labels.get("test")) and not _classes(labels["train"]) & _classes(labels["test"]):

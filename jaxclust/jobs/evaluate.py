@@ -29,7 +29,7 @@ from jaxclust.methods.base import DataInfo, TrainState
 from jaxclust.report import retrieval as retrieval_table
 from jaxclust.report.workdir import newest_assignment
 from jaxclust.runtime import stop_signal
-from jaxclust.train import devices, loop, probes, validation
+from jaxclust.train import devices, loop, probes, skips, validation
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
@@ -173,6 +173,7 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     folder = stage.workdir / "checkpoints" / stage.name
     best = Checkpoints(folder).best() if Checkpoints.exist(folder) else None
     results |= {} if best is None else {"best/step": best.step, f"best/{validation.SELECTING}": best.value}
+    results |= skips.result(stage, int(state.step))
     results |= {
         "images": sum(split.size for split in source.splits.values()),
         "skipped": len(source.skipped),
@@ -394,4 +395,5 @@ def summary(results: dict[str, Any]) -> str:
         if words:
             parts.append(f"{name} " + ", ".join(words))
     parts += [f"{key} {value:.3f}" for key, value in results.items() if key.endswith(HEADLINES)]
+    parts += [f"{count:,} of {results['step']:,} steps skipped"] if (count := results.get("skipped_steps")) else []
     return f"{'; '.join(parts)}; {results['seconds']:,.0f} s"

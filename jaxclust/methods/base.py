@@ -120,6 +120,7 @@ class Method(NamedTuple):
     the first one. It is kept by id in the checkpoint; an image that the round did not meet has zeros."""
     labels: str | None = None  # None, "group" or "class": what may reach loss and refresh as `target`
     class_size: int = 1  # images of smaller classes are not trained on (labels="class")
+    class_count: int = 1  # how many classes there must be to train on (labels="class")
     look: Callable[[Tree, Tree, jax.Array], jax.Array] | None = None
     """(params, extra, images) -> [B, D], what `refresh` sees of the images; None: what `embed` gives."""
     layers: tuple[str, ...] | None = None

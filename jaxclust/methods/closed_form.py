@@ -25,11 +25,12 @@ class Moments(NamedTuple):
 
 
 class Optimum(NamedTuple):
-    """The layer x @ kernel + bias, [D, d] and [d], and its loss L."""
+    """The layer x @ kernel + bias, [D, d] and [d], its loss L, and how many directions the rows X have."""
 
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64]
     loss: float
+    rank: int
 
 
 def moments(chunks: Iterable[tuple[NDArray[np.floating], NDArray[np.int32]]], dim: int, classes: int) -> Moments:
@@ -66,4 +67,4 @@ def optimum(m: Moments, d: int, ridge: float = 0.0) -> Optimum:
     weights = np.zeros((len(scale), d))
     found = whitening @ directions[:d].T * np.sqrt(count / d)
     weights[:, : found.shape[1]] = found
-    return Optimum(weights[:-1], weights[-1], loss)
+    return Optimum(weights[:-1], weights[-1], loss, int(kept.sum()))

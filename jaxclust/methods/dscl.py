@@ -41,7 +41,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     if info.num_classes is None:
         raise ConfigError(
             f"config.method={config.method!r} learns from class labels, and config.data.source={config.data.source!r} "
-            "has none; class folders are labels, or choose another method"
+            "has none; two class folders or more are labels, or choose another method"
         )
     f = classifier.classifier(config, info)
     d = config.dscl.vector_size or info.num_classes
@@ -63,6 +63,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         accept=partial(accept, net),
         labels="class",
         class_size=2,
+        class_count=2,
         body=partial(classifier.embed, f),
     )
 
@@ -169,8 +170,14 @@ def refresh(
         }
 
     found = hosts.from_first(solved, "solving for the last layer", config.runtime.deadline)
-    known = int(m.sizes.sum())
-    reference = float(spectral.expected(float(np.count_nonzero(m.sizes)), known, d))
+    known, ridge = int(m.sizes.sum()), net.settings.ridge
+    if not ridge and known < 4 * (rank := int(found["rank"])):
+        warn_once(
+            f"config.dscl.ridge=0: features of {known:,} images have {rank:,} directions, bias included, so that the "
+            "last layer of the closed form learns the images by heart (with as many directions as images the loss is "
+            "zero whatever the classes are), and other classes are found badly. Set config.dscl.ridge=0.01, say"
+        )
+    reference = float(spectral.expected(float(np.count_nonzero(m.sizes)), known, d, ridge))
     top = {name: found[name].astype(net.f.dtype) for name in ("kernel", "bias")}
     return Refreshed(
         params=merge(state.params, top=top),

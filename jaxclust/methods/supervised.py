@@ -21,7 +21,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     if info.num_classes is None:
         raise ConfigError(
             f"config.method='supervised' learns from class labels, and config.data.source={config.data.source!r} has "
-            "none; class folders are labels, or choose another method"
+            "none; two class folders or more are labels, or choose another method"
         )
     c = classifier.classifier(config, info)
     return Method(

@@ -59,9 +59,14 @@ def dscl_loss(f: jax.Array, y: jax.Array, rule: Rule = EXACT) -> Found:
     return _loss(f, y.astype(f.dtype), rule)
 
 
-def expected(classes: jax.Array | float, size: int, dim: int) -> jax.Array:
-    """E[L] = K_b (1 - d / n) of random embeddings [n, d] (section 3.4)."""
-    return jnp.asarray(classes * max(0.0, 1 - dim / size))
+def expected(classes: jax.Array | float, size: int, dim: int, ridge: float = 0.0) -> jax.Array:
+    """E[L] = K_b (1 - d / n) of random embeddings [n, d] (section 3.4).
+
+    With a ridge (`Rule.ridge`) d is the trace of P where all r = min(n, d) singular values are alike, r / (1 + ridge
+    r / d).
+    """
+    rank = min(size, dim)
+    return jnp.asarray(classes * (1 - rank / (1 + ridge * rank / dim) / size))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -101,8 +106,9 @@ def _solve(f: jax.Array, y: jax.Array, rule: Rule) -> tuple[Found, jax.Array]:
         outside = rest + basis @ ((1 - weight)[:, None] * inside)  # (I - P) J
         g = -outside @ (inside.T * inverse @ vt) / scale
         g = jnp.where(finite, g, jnp.nan)
+        reference = expected(classes, f.shape[0], f.shape[1], rule.ridge).astype(f.dtype)
         found = Found(
-            jnp.where(finite, loss, jnp.nan), expected(classes, *f.shape).astype(f.dtype), classes,
+            jnp.where(finite, loss, jnp.nan), reference, classes,
             jnp.sum(weight > 0).astype(f.dtype), *_ranks(s), jnp.sum(g * f),
         )  # fmt: skip
     return found, g

@@ -64,7 +64,7 @@ def _of_embeddings(metrics: Metrics) -> list[Panel]:
         Panel("rank of the embeddings", _lines(metrics, effective="train/effective_rank", rank="train/rank")),
         Panel("condition number, power of ten", _powers(metrics, condition="train/condition")),
         Panel("length of the gradient, power of ten", _powers(metrics, gradient="train/gradient_norm")),
-        Panel("share of steps that were skipped", _lines(metrics, skipped="train/skipped"), SHARE),
+        Panel("steps that were skipped", _lines(metrics, skipped="train/skipped_steps")),
         Panel("learning rate, power of ten", _powers(metrics, **rates)),
         Panel("R@1", _lines(metrics, **recalls), SHARE),
     ]

@@ -19,8 +19,8 @@ from jaxclust.errors import NonFiniteError
 from jaxclust.methods.base import Batch, Targets, TrainState
 from jaxclust.progress import progress
 from jaxclust.runtime import StopSignal
+from jaxclust.train import skips, validation
 from jaxclust.train import step as train_step
-from jaxclust.train import validation
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 from jaxclust.train.console import print_round
 from jaxclust.train.frozen import with_features
@@ -75,8 +75,8 @@ def _loop(
         last = step == lengths.stage
         refreshing = stage.method.refresh is not None and (last or due(step, lengths.round))
         values: dict[str, float] = {}
-        if due(step, lengths.log) or refreshing:  # before anything is derived from the state
-            state, values = _flush(stage, state, targets, step, clock)
+        if due(step, lengths.log) or refreshing or last:  # before anything is derived from the state
+            state, values = _flush(stage, state, targets, step, clock, writer)
         if refreshing and targets.refreshed_at != step:  # a restored state is not refreshed twice
             targets = image_rows.remember(targets)
             state, targets, refreshed = refresh(stage, state, targets, step, last)
@@ -88,6 +88,7 @@ def _loop(
         if values:
             writer.write(step, step // lengths.round, values)
             print_round(stage, step, values)
+            skips.check(stage, step, values)
         stopping = stop.asked()  # one look: what is saved is what stops
         judged = values.get(validation.SELECTING) if stage.config.data.hold_out else None  # labels select nothing else
         best = judged is not None and _is_best(checkpoints, judged)
@@ -119,7 +120,7 @@ def _is_best(checkpoints: Checkpoints, judged: float) -> bool:
 
 
 def _flush(
-    stage: Stage, state: TrainState, targets: Targets, step: int, clock: float
+    stage: Stage, state: TrainState, targets: Targets, step: int, clock: float, writer: Writer
 ) -> tuple[TrainState, dict[str, float]]:
     """Means of the metrics since the last flush, which was at `clock`, and the state with zeroed sums."""
     sums = _finite_sums(stage, state, targets)
@@ -127,6 +128,8 @@ def _flush(
     if not count:
         return state, {}
     values = {f"train/{name}": float(sums[name]) / count for name in stage.metrics}
+    if "skipped" in stage.metrics:
+        values[skips.COUNT] = writer.newest(skips.COUNT) + round(float(sums["skipped"]))
     values |= {f"lr/{name}": rate for name, rate in stage.optimizer.rates(state.opt_state, step).items()}
     # Only now are all steps done; they are asked for ahead.
     values["images_per_second"] = count * stage.config.batch_size / (time.perf_counter() - clock)

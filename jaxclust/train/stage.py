@@ -72,14 +72,14 @@ def prepare(
     number = stage_names(config).index(name)
     begun = Checkpoints.exist(workdir / "checkpoints" / name)  # then no body is needed
     donor = None if begun else donors.find(config, name, workdir)
-    info = info._replace(
-        files=donors.files(config, name, workdir), begun=begun, fingerprint=partial(fingerprint, split)
-    )
+    files = donors.files(config, name, workdir)
+    info = info._replace(files=files, begun=begun, fingerprint=partial(fingerprint, split))
     whole, config = config, for_stage(config, name)
     check_colours(config, info.image_shape)
     with naming_section(whole, name):
         method = (make or methods.get)(config, info)
     labels = seen_labels(method, config, info, split)
+    _check_class_count(config, method, labels, begun)
     check_views(config, method)
     _check_hold_out(config, method)
     suite.load(config)  # only to see that every evaluation exists
@@ -201,6 +201,25 @@ def seen_labels(method: Method, config: ConfigDict, info: DataInfo, split: Split
     assert info.num_classes is not None
     known = (split.labels >= 0) & (split.labels < info.num_classes)
     return np.where(known, groups_of(config.groups, info.num_classes)[np.where(known, split.labels, 0)], -1)
+
+
+def _check_class_count(config: ConfigDict, method: Method, labels: np.ndarray | None, begun: bool) -> None:
+    """DataError where images to train on, by their `labels`, are of fewer classes than the method takes.
+
+    A training that has `begun` may be shown others.
+    """
+    if labels is None or method.labels != "class" or begun:
+        return
+    found, least = len(np.unique(labels[labels >= 0])), method.class_count
+    if found < least:
+        source, chosen = config.data.source, config.data.train_classes
+        classes = f"{found} class" + ("" if found == 1 else "es")
+        raise DataError(
+            f"config.method={config.method!r} learns to tell {least} classes or more apart, and config.data.source="
+            f"{source!r} with config.data.train_classes={chosen!r} has {classes} to train on ({len(labels):,} images). "
+            "Likely causes: train_classes chooses too few; class folders lie one folder deeper than the source, or "
+            "all images in one; the column of labels says the same in each row"
+        )
 
 
 def without_small(labels: np.ndarray, least: int) -> np.ndarray:

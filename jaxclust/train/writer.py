@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Writer:
         self._path = workdir / "metrics.jsonl"
         self._csv = workdir / "metrics.csv"
         self._stage = stage
-        self._records = _kept(self._path, stage, restored_step)
+        self._records = kept(self._path, stage, restored_step)
         self._rewrite()
         tensorflow()  # before clu imports it, so that it is kept off the accelerator
         from clu import metric_writers
@@ -47,6 +48,10 @@ class Writer:
                 lines.write(json.dumps(record) + "\n")
         self._events.write_scalars(step, values)
 
+    def newest(self, name: str) -> float:
+        """The newest value of `name`, 0 without one and on other hosts."""
+        return newest(self._records, self._stage, name) or 0.0 if self._writes else 0.0
+
     def close(self) -> None:
         """Writes the CSV, with a column for every name that occurs."""
         if not self._writes:
@@ -63,7 +68,13 @@ class Writer:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records), encoding="utf-8")
 
 
-def _kept(path: Path, stage: str, restored_step: int | None) -> list[dict[str, Any]]:
+def newest(records: Iterable[Mapping[str, Any]], stage: str, name: str) -> float | None:
+    """The value of `name` in the last record of a stage that has it, None without one."""
+    found = [record[name] for record in records if record["stage"] == stage and name in record]
+    return float(found[-1]) if found else None
+
+
+def kept(path: Path, stage: str, restored_step: int | None) -> list[dict[str, Any]]:
     """The records that a start from `restored_step` of `stage` keeps; a torn last line goes with the rest."""
     kept: list[dict[str, Any]] = []
     if not path.exists():
