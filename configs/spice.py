@@ -74,7 +74,8 @@ def stages() -> ConfigDict:
                 "method": "deepcluster", "rounds": 0, "freeze_body": True, "init_from": "@moco", "cluster": as_it_is
             },
             "self": {
-                "method": "spice", "rounds": 30, "batch_size": 1500, "sampler": "resample", "init_from": "@moco"
+                "method": "spice", "rounds": 30, "batch_size": 1500, "sampler": "resample", "init_from": "@moco",
+                "eval_every": "1 round",  # every head against the labels, if there are any; nothing is selected by it
             },
             "reliable": {"method": "reliable", "rounds": 0, "init_from": "@self"},
             "semi": {

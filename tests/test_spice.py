@@ -494,7 +494,10 @@ def test_the_oracle_needs_labels_and_is_the_best_head():
     config = SimpleNamespace(evaluate=SimpleNamespace(nmi_average="geometric"))
     predictions = {"cluster": labels, "heads": np.stack([labels // 2, (labels + 1) % 3, labels * 0], axis=1)}
     found = oracle.measure(predictions, labels, config, None)
-    assert (found["oracle_acc"], found["oracle_head"]) == (1, 1)
+    assert [found[f"oracle_{name}"] for name in ("acc", "head", "ari")] == [1, 1, 1]
+    worse = oracle.measure({"heads": predictions["heads"][:, [0, 2]]}, labels, config, None)
+    for name in ("acc", "nmi", "ari"):
+        assert worse[f"oracle_{name}"] == found[f"head0_{name}"] < 1
     assert found["head0_acc"] == pytest.approx(2 / 3) and found["head2_acc"] == pytest.approx(1 / 3)
     assert found["heads_acc"] == pytest.approx(2 / 3) and found["head1_nmi"] == pytest.approx(1)
     ari = [clustering.ari(head, labels) for head in predictions["heads"].T]
