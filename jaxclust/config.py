@@ -230,6 +230,7 @@ def _may_change(name: str) -> bool:
         "cache_bytes",
         "num_images",
         "sweep",
+        "eval_every",
     )
     return name.startswith("runtime.") or last in free or name.startswith(("evaluate.", "features.", "report."))
 

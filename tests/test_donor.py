@@ -1,5 +1,7 @@
 """What a stage takes from another run: the body of the same network, and nothing where networks differ."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from jaxclust import config as config_lib
 from jaxclust import models
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import Method, Targets, TrainState
-from jaxclust.train import donor
+from jaxclust.train import donor, loop
 from jaxclust.train.checkpoint import Checkpoints, Snapshot
 
 METHOD = Method(init=None, loss=None, embed=None)
@@ -54,6 +56,28 @@ def test_the_body_of_another_network_is_refused_though_its_arrays_agree(tmp_path
     left(tmp_path, config, first_state(config))
     with pytest.raises(ConfigError, match=words):
         checked(tmp_path, **SMALL_18)
+
+
+def test_a_stage_says_whose_body_it_begins_with_and_not_when_it_goes_on(tmp_path, capsys, monkeypatch):
+    config = small_config(**SMALL_18)
+    left(tmp_path, config, first_state(config))
+    found = donor.find(small_config(init_from=str(tmp_path), **SMALL_18), "deepcluster", tmp_path / "new")
+    monkeypatch.setattr(loop, "_loop", lambda *_: None)
+    stage = SimpleNamespace(
+        name="self", workdir=tmp_path / "new", config=config, first=lambda: None, whose=found.name,
+        method=METHOD, lengths=SimpleNamespace(stage=5),
+    )  # fmt: skip
+    loop.run_stage(stage, None)
+    said = f"self: begins with the body of {tmp_path}/checkpoints/deepcluster, step 0\n"
+    assert capsys.readouterr().out == said
+    stage.whose = None
+    loop.run_stage(stage, None)
+    assert not capsys.readouterr().out
+    stage.whose = found.name
+    Checkpoints(tmp_path / "new" / "checkpoints" / "self", 1).save(3, first_state(config))
+    stage.first = lambda: first_state(config)
+    loop.run_stage(stage, None)
+    assert capsys.readouterr().out == "self: going on from step 3 of 5\n"
 
 
 def test_settings_that_change_no_network_and_their_defaults_are_the_same(tmp_path):

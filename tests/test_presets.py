@@ -235,6 +235,8 @@ def test_every_variant_of_spice_has_nmi_and_pictures_as_published():
         config = from_file(SPICE, name)
         assert config.evaluate.nmi_average == "geometric"
         assert {"prototypes", "similarity", "tsne"} <= set(config.report.pictures.split(","))
+        assert "heads" in config.evaluate.suite.split(",")
+        assert config_lib.for_stage(config, "self").eval_every == "1 round", "figures of each head in every round"
 
 
 def test_spices_last_stage_is_fixmatch_as_published_with_its_own_colours():

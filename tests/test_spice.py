@@ -1,4 +1,4 @@
-"""SPICE-Self and reliable labels (spice.md, checks S5, S6, S8, S10, S12): heads that label, learn and are selected."""
+"""SPICE-Self and reliable labels (spice.md, checks S5, S6, S8 to S10, S12): heads that label, learn, are selected."""
 
 import json
 import re
@@ -291,10 +291,14 @@ def slow_adam(w, gradients, lr):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("loss", ["double_softmax", "single_softmax"])
-def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64, loss):
+@pytest.mark.parametrize(
+    ("loss", "assignment"),
+    [("double_softmax", "balanced"), ("single_softmax", "balanced"), ("double_softmax", "argmax")],
+)
+def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64, loss, assignment):
     """Centres of originals by scores of weak views, gradients of strong ones, the decay, and Adam, in NumPy."""
     config = spice_config(**SMALL, spice__weight_decay=0.01, spice__loss=loss, runtime__dtype="float64")
+    config.spice.assignment = assignment
     stage = prepared(config, tmp_path, clouds(400))
     state, targets = stage.first()
     state, batch = jax.device_get(state), next(loop._batches(stage, targets, 0))
@@ -307,7 +311,9 @@ def test_a_step_is_that_of_a_loop_over_heads_and_minibatches(tmp_path, float64, 
     after = stepped(stage, state, batch).params["heads"]
     for h in range(3):
         w = jax.tree.map(lambda leaf, h=h: leaf[h], state.params["heads"])
-        index, label, _ = (np.array(part) for part in slow_labels(unit, np.log(slow_head(w, weak)[1]), 10, 20))
+        index, label, _ = (
+            np.array(part) for part in slow_labels(unit, np.log(slow_head(w, weak)[1]), 10, 20, assignment=assignment)
+        )
 
         def gradient(chosen, w, index=index, label=label):
             of_loss = slow_gradient(w, strong[index[chosen]], label[chosen], loss)
@@ -336,6 +342,16 @@ def test_the_number_of_devices_and_the_size_of_chunks_change_nothing(stage, begu
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def check_embeddings(stage, state, images):
+    """S9: rows of length 1 to 1e-6, which do not depend on how many images are passed at once to 1e-5."""
+    whole, *parts = (
+        np.asarray(stage.look(state.params, state.extra, some))[:, :8] for some in (images, *np.split(images, 4))
+    )
+    np.testing.assert_allclose(np.linalg.norm(whole.astype(np.float64), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+    assert whole.std(axis=0).max() > 1e-3, "images differ"
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize("bn", ["frozen", pytest.param("batch", marks=pytest.mark.wide)])
 def test_s8_the_heads_alone_learn_and_nothing_changes_in_an_evaluation(tmp_path, bn):
@@ -353,6 +369,8 @@ def test_s8_the_heads_alone_learn_and_nothing_changes_in_an_evaluation(tmp_path,
     begun = jax.device_get(begun)
     assert {name for name in changed(before, begun) if "selected" not in name} == set()
     batch = next(loop._batches(stage, targets, 0))
+    if bn == "frozen":
+        check_embeddings(stage, begun, np.asarray(batch["views"]["original"]))
     after = stepped(stage, begun, batch)
     assert all("['heads']" in name for name in changed(begun.params, after.params))
     moved = changed(begun.extra, after.extra)
@@ -494,7 +512,10 @@ def test_the_oracle_needs_labels_and_is_the_best_head():
     config = SimpleNamespace(evaluate=SimpleNamespace(nmi_average="geometric"))
     predictions = {"cluster": labels, "heads": np.stack([labels // 2, (labels + 1) % 3, labels * 0], axis=1)}
     found = oracle.measure(predictions, labels, config, None)
-    assert (found["oracle_acc"], found["oracle_head"]) == (1, 1)
+    assert [found[f"oracle_{name}"] for name in ("acc", "head", "ari")] == [1, 1, 1]
+    worse = oracle.measure({"heads": predictions["heads"][:, [0, 2]]}, labels, config, None)
+    for name in ("acc", "nmi", "ari"):
+        assert worse[f"oracle_{name}"] == found[f"head0_{name}"] < 1
     assert found["head0_acc"] == pytest.approx(2 / 3) and found["head2_acc"] == pytest.approx(1 / 3)
     assert found["heads_acc"] == pytest.approx(2 / 3) and found["head1_nmi"] == pytest.approx(1)
     ari = [clustering.ari(head, labels) for head in predictions["heads"].T]

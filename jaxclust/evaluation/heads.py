@@ -16,7 +16,8 @@ from jaxclust.evaluation import clustering
 def measure(
     predictions: Mapping[str, ArrayLike], labels: ArrayLike | None, config: Any, rows: Callable[[], Chunked]
 ) -> dict[str, float]:
-    """ACC, NMI and ARI of each head (`predictions["heads"]` int [N, H]), means, and `oracle_acc`, the largest ACC."""
+    """ACC, NMI and ARI of each head (`predictions["heads"]` int [N, H]), means, and of `oracle_head`, that with the
+    largest ACC, `oracle_acc`, `oracle_nmi` and `oracle_ari`."""
     if labels is None or "heads" not in predictions:
         return {}
     heads = np.asarray(predictions["heads"]).T
@@ -28,4 +29,5 @@ def measure(
     each = {f"head{i}_{name}": value for name, of_heads in scores.items() for i, value in enumerate(of_heads)}
     means = {f"heads_{name}": float(np.mean(of_heads)) for name, of_heads in scores.items()}
     best = int(np.argmax(scores["acc"]))
-    return each | means | {"oracle_acc": scores["acc"][best], "oracle_head": float(best)}
+    oracle = {f"oracle_{name}": of_heads[best] for name, of_heads in scores.items()}
+    return each | means | oracle | {"oracle_head": float(best)}

@@ -26,6 +26,8 @@ class Donor(NamedTuple):
     """(state or its shapes, its method): ConfigError unless the body fits."""
     give: Callable[[Snapshot, Method], Snapshot]
     """(first state, its method) -> the same with the body."""
+    name: Callable[[], str]
+    """Whose body it is, once it is there."""
 
 
 def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
@@ -39,7 +41,7 @@ def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
         if name != stage_names(config)[0] and not said_here:
             return None
         file = File(open_weights(Path(own.init_from.removeprefix(TORCH)).expanduser()), own, name, workdir)
-        return Donor(lambda like, method: file.check(like), lambda like, method: file.give(like))
+        return Donor(lambda like, method: file.check(like), lambda like, method: file.give(like), lambda: own.init_from)
     folder = body(config, name, workdir)
     if folder is None:
         return None
@@ -51,7 +53,10 @@ def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
         if Checkpoints.exist(folder):
             Checkpoints(folder).check_body(like, method)
 
-    return Donor(check, lambda like, method: Checkpoints(folder).restore_body(like, method))
+    def whose() -> str:
+        return f"{folder}, step {Checkpoints(folder).latest():,}"
+
+    return Donor(check, lambda like, method: Checkpoints(folder).restore_body(like, method), whose)
 
 
 def check_network(there: ConfigDict, here: ConfigDict, folder: Path) -> None:

@@ -54,6 +54,8 @@ def run_stage(stage: Stage, stop: StopSignal) -> Snapshot:
         return snapshot
     if restored is not None:
         print(f"{stage.name}: going on from step {restored:,} of {stage.lengths.stage:,}", flush=True)
+    if restored is None and stage.whose:
+        print(f"{stage.name}: begins with the body of {stage.whose()}", flush=True)
     if stage.config.freeze_body:
         stage = with_features(stage, snapshot.state, restored is not None)
     writer = Writer(stage.workdir, stage.name, restored)

@@ -52,6 +52,7 @@ class Stage(NamedTuple):
     shapes: TrainState  # its shapes and dtypes
     others: Mapping[str, Split] = {}  # further splits that it is judged on during training
     measure: Callable[[TrainState], dict[str, float]] | None = None  # replaces that judgement
+    whose: Callable[[], str] | None = None  # what its body is taken from, None: it begins with a new one
 
 
 def prepare(
@@ -112,7 +113,7 @@ def prepare(
         embed, compile_for(method.look, mesh) if method.look else embed,
         compile_for(method.body, mesh) if method.body else embed,
         compile_for(method.predict, mesh) if method.predict else None,
-        metrics, first, shapes, others,
+        metrics, first, shapes, others, whose=donor.name if donor else None,
     )  # fmt: skip
 
 
