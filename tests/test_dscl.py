@@ -395,6 +395,22 @@ def test_few_images_are_warned_of_and_the_small_batches_of_the_published_code_na
         assert not caplog.text
 
 
+@pytest.mark.parametrize("lr, moves", [(1e-5, False), (1.0, True)])
+def test_published_weights_stay_as_they_are_at_the_published_rate_which_is_said(tmp_path, caplog, lr, moves):
+    warn_once.cache_clear()
+    fields = {"freeze_body": True, "dscl__init": "upstream", "optimizer__top__name": "sgd", "optimizer__top__lr": lr}
+    with caplog.at_level(logging.WARNING):
+        stage = ready(tmp_path, **fields)
+    assert ("leaves them as they are" in caplog.text) != moves
+    state, batches = begun(stage)
+    before = after = state.params["top"]["kernel"]
+    for _ in range(5):
+        state = stepped(stage, state, next(batches))
+        after = state.params["top"]["kernel"]
+    change = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert (change > 1e-3) == moves
+
+
 def test_a_class_of_one_image_is_left_out_which_is_said(tmp_path, caplog):
     warn_once.cache_clear()
     source = few_digits(60)
@@ -633,6 +649,7 @@ def test_the_users_command_runs_says_what_is_degenerate_and_trains_as_one_proble
         assert run("--config=configs/dscl.py:seed", f"--workdir={workdir}", *overrides) == 0
     assert "small_batch_size=6 and config.dscl.vector_size=12: a loss of a small batch alone" in caplog.text
     assert "would be degenerate" in caplog.text and "Trained is with config.dscl.scope='large'" in caplog.text
+    assert "optimizer.top.lr=1e-05 of plain SGD" in caplog.text
     said = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in said if "train/loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3]

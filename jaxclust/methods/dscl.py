@@ -105,6 +105,14 @@ def _check(config: ConfigDict, info: DataInfo, d: int) -> None:
             "(config.dscl.scope='small', as published) would be degenerate: zero, with a gradient of rounding noise. "
             f"Trained is with config.dscl.scope='large', one loss of all {n} images of a step"
         )
+    top = config.optimizer.top
+    if s.init == "upstream" and top.name == "sgd" and top.lr < 1e-2 and s.solver == "gradient":
+        warn_once(
+            f"config.optimizer.top.lr={top.lr:g} of plain SGD and config.dscl.init='upstream', as published: the "
+            "gradient falls as the weights grow, and of weights from -2 to 2 it is so small that this rate leaves them "
+            "as they are. "
+            "What learns is --config.optimizer.top.name=adam --config.optimizer.top.lr=0.001 --config.dscl.init=normal"
+        )
 
 
 def loss(net: Net, classes: int, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Aux]:
