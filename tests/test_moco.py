@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import few_digits, few_vectors, prepared, with_settings
+from small import few_digits, few_vectors, prepared, run, with_settings
 
 from jaxclust import config as config_lib
 from jaxclust import runtime
@@ -358,3 +358,17 @@ def test_a_queue_of_all_images_is_warned_of(tmp_path, caplog):
 def test_vectors_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="has vectors; heads alone learn from these: .*spice.py:features"):
         prepared(made(), tmp_path, few_vectors())
+
+
+@pytest.mark.wide
+def test_own_keys_are_found_by_the_batch_statistics_where_these_are_of_the_whole_batch(tmp_path):
+    """The leak that groups prevent: keys of the queue were normalised with other images, the own key was not."""
+
+    def own_key_first(bn):
+        command = ("--config=configs/spice.py", "--config.stages=moco", f"--config.moco.bn={bn}")
+        rest = ("--config.stage.moco.rounds=8", "--config.evaluate.suite=", "--config.report.pictures=")
+        assert run(*command, *rest, f"--workdir={tmp_path / bn}") == 0
+        said = [json.loads(line) for line in (tmp_path / bn / "metrics.jsonl").read_text().splitlines()]
+        return [record["train/top1"] for record in said if "train/top1" in record][-1]
+
+    assert own_key_first("sync") > 1.2 * own_key_first("group")
