@@ -293,7 +293,7 @@ def test_the_rate_of_images_counts_steps_that_are_asked_for_and_not_yet_done(mon
     optimizer = SimpleNamespace(rates=lambda state, step: {})
     stage = SimpleNamespace(metrics=("loss",), optimizer=optimizer, config=small_config(batch_size=20), mesh=None)
     state = TrainState(np.int32(2), {}, {}, (), {})
-    _, values = loop._flush(stage, state, None, 2, 8.0)
+    _, values = loop._flush(stage, state, None, 2, 8.0, None)
     assert values == {"train/loss": 1.5, "images_per_second": 2 * 20 / 10.0}
 
 

@@ -507,7 +507,7 @@ def test_what_a_run_has_not_the_files_or_the_parts_for_is_left_out_and_said_why(
 @pytest.mark.parametrize(
     ("names", "arguments", "said"),
     [
-        ("first_layer,tnse", [], "did you mean 'tsne'? There is: accuracy, activations, certainty, "),
+        ("first_layer,tnse", [], "did you mean 'tsne'? There is: accuracy, activations, batch, certainty, "),
         ("tsne", ["--config.report.stage=self"], "config.report.stage='self' is unknown. There is: deepcluster."),
         ("first_layer,filters", ["--config.report.layers=conv9"], "'conv9' is unknown; did you mean"),
         ("filters", ["--config.report.filters.lr=(1.0,2.0,3.0)"], "has 3 values for 2 layers"),

@@ -757,7 +757,7 @@ def test_stability_is_the_agreement_of_the_seeds(whole):
     assert float(summary[0]["stability"]) == pytest.approx(adjusted_rand_score(*of_three)) and len(summary) == 2
 
 
-@pytest.mark.medium
+@pytest.mark.wide
 def test_torn_files_of_a_finished_net_are_said_by_name_with_what_to_do(done, digits, tmp_path, capsys):
     workdir = tmp_path / "sweep"
     shutil.copytree(done, workdir)
