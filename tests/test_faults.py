@@ -10,7 +10,7 @@ import pytest
 from host_runs import jaxclust, snippet
 from small import run
 
-# Dies by SIGKILL at a chosen moment: in the middle of the n-th clustering, step or save.
+# Dies by SIGKILL at a chosen moment: in the middle of the n-th clustering, search for neighbours, step or save.
 DRIVER = """
 import os, signal, threading
 
@@ -45,9 +45,12 @@ def die_while_saving(function):
 
 from jaxclust import main
 from jaxclust.cluster import kmeans_faiss
+from jaxclust.methods import reliable
 from jaxclust.train import checkpoint, loop
 if moment == "clustering":
     kmeans_faiss.engine = dying(kmeans_faiss.engine)
+if moment == "neighbours":
+    reliable.neighbours = dying(reliable.neighbours)
 if moment == "step":
     loop.ImageRows.add = dying(loop.ImageRows.add)
 if moment == "save":
@@ -164,17 +167,19 @@ def code(moment, count, command, workdir):
 
 
 @pytest.mark.slow
-def test_spice_killed_in_each_stage_with_steps_goes_on_to_the_same(tmp_path):
+def test_spice_killed_in_each_stage_goes_on_to_the_same(tmp_path):
     command = "--config=configs/spice.py:smoke"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert code("never", 0, command, whole) == 0
     stages = ("moco", "embed", "self", "reliable", "semi")
-    for count, stage in ((25, "moco"), (30, "self"), (45, "semi")):  # each of 40 steps, saved after 20
-        assert code("step", count, command, killed) == -signal.SIGKILL
+    deaths = [("step", 25), ("clustering", 1), ("step", 10), ("neighbours", 1), ("step", 5)]
+    for (moment, count), stage in zip(deaths, stages, strict=True):  # those with steps have 40, saved after 20
+        assert code(moment, count, command, killed) == -signal.SIGKILL
         assert [name for name in stages if (killed / "checkpoints" / name).exists()][-1] == stage
     assert code("never", 0, command, killed) == 0
-    for stage, first in (("self", 0), ("semi", 1)):  # an untrained network tells no clusters
-        assert_same_outcome(whole, killed, stage, range(first, 3))
+    numbers = {"embed": [0], "self": range(3), "reliable": [0], "semi": range(1, 3)}  # an untrained network has none
+    for stage, own in numbers.items():
+        assert_same_outcome(whole, killed, stage, own)
 
 
 @pytest.mark.slow

@@ -366,7 +366,7 @@ def test_own_keys_are_found_by_the_batch_statistics_where_these_are_of_the_whole
 
     def own_key_first(bn):
         command = ("--config=configs/spice.py", "--config.stages=moco", f"--config.moco.bn={bn}")
-        rest = ("--config.stage.moco.rounds=8", "--config.evaluate.suite=", "--config.report.pictures=")
+        rest = ("--config.stage.moco.rounds=8", "--config.evaluate.suite=knn", "--config.report.pictures=")
         assert run(*command, *rest, f"--workdir={tmp_path / bn}") == 0
         said = [json.loads(line) for line in (tmp_path / bn / "metrics.jsonl").read_text().splitlines()]
         return [record["train/top1"] for record in said if "train/top1" in record][-1]
