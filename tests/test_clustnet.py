@@ -776,9 +776,7 @@ def test_each_half_of_the_experts_may_start_as_one_that_was_alone(tmp_path, comb
         given, taken = (getattr(of.state, part).get("batch_stats", getattr(of.state, part)) for of in (donor, begun))
         for one, each in zip(*(jax.tree.leaves(tree["experts"]) for tree in (given, taken)), strict=True):
             assert one.shape[0] == count and each.shape[0] == 4
-            np.testing.assert_array_equal(
-                each, np.repeat(one, 4 // count, axis=0)
-            )  # the first one's, then the second's
+            np.testing.assert_array_equal(each, np.repeat(one, 4 // count, axis=0))  # the first's, then the second's
     params = [of.state.params for of in (donor, first, begun)]
     assert not moved(params[1]["gate"], params[2]["gate"])
     kernels = [of["top"]["output"]["kernel"] for of in params]

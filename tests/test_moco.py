@@ -360,7 +360,7 @@ def test_vectors_are_refused(tmp_path):
         prepared(made(), tmp_path, few_vectors())
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_own_keys_are_found_by_the_batch_statistics_where_these_are_of_the_whole_batch(tmp_path):
     """The leak that groups prevent: keys of the queue were normalised with other images, the own key was not."""
 

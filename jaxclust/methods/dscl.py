@@ -110,8 +110,8 @@ def _check(config: ConfigDict, info: DataInfo, d: int) -> None:
         warn_once(
             f"config.optimizer.top.lr={top.lr:g} of plain SGD and config.dscl.init='upstream', as published: the "
             "gradient falls as the weights grow, and of weights from -2 to 2 it is so small that this rate leaves them "
-            "as they are. "
-            "What learns is --config.optimizer.top.name=adam --config.optimizer.top.lr=0.001 --config.dscl.init=normal"
+            "as they are. What learns is --config.optimizer.top.name=adam --config.optimizer.top.lr=0.001 "
+            "--config.dscl.init=normal"
         )
 
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,9 @@ class Writer:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records), encoding="utf-8")
 
 
-def newest(records: Iterable[Mapping[str, Any]], stage: str, name: str) -> float | None:
+def newest(records: Sequence[Mapping[str, Any]], stage: str, name: str) -> float | None:
     """The value of `name` in the last record of a stage that has it, None without one."""
-    found = [record[name] for record in records if record["stage"] == stage and name in record]
-    return float(found[-1]) if found else None
+    return next((float(of[name]) for of in reversed(records) if of["stage"] == stage and name in of), None)
 
 
 def kept(path: Path, stage: str, restored_step: int | None) -> list[dict[str, Any]]:
