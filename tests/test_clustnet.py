@@ -75,7 +75,7 @@ def test_what_is_recommended_is_the_default_and_no_variant_but_its_own_has_it():
         config = settings(variant)
         s = config.clustnet
         own = (config.batch_size, config.rounds, s.lr, s.gate.dense_layers, s.group_diversity, s.gate_entropy)
-        assert (own == (64, 60, 0.3, 1, 1.0, -0.3)) == recommended and s.diversity == 0
+        assert (own == (64, 60, 0.1, 1, 1.0, -0.3)) == recommended and s.diversity == 0
 
 
 @pytest.mark.parametrize(
