@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import clustering, silhouette, suite
-from jaxclust.evaluation.stability import stability
+from jaxclust.evaluation.stability import agreement
 
 pairs_of_ids = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -314,14 +314,15 @@ def slow_ari(a, b):
     return ((same_a & same_b).sum() - expected) / ((same_a.sum() + same_b.sum()) / 2 - expected)
 
 
-def test_stability_is_the_mean_ari_over_pairs():
+def test_agreement_is_the_mean_ari_with_the_others():
     rng = np.random.default_rng(0)
     a = rng.integers(4, size=60)
     b = np.where(rng.random(60) < 0.3, rng.integers(4, size=60), a)
     c = np.where(rng.random(60) < 0.6, rng.integers(4, size=60), a)
-    assert stability([a, (a + 1) % 4, 9 - a]) == 1.0
-    assert stability([a, b, c]) == pytest.approx((slow_ari(a, b) + slow_ari(a, c) + slow_ari(b, c)) / 3)
-    assert abs(stability(rng.integers(10, size=(3, 5000)))) < 0.01
-    assert stability([a]) is None
+    ab, ac, bc = slow_ari(a, b), slow_ari(a, c), slow_ari(b, c)
+    assert agreement([a, (a + 1) % 4, 9 - a]) == [1.0, 1.0, 1.0]
+    assert agreement([a, b, c]) == pytest.approx([(ab + ac) / 2, (ab + bc) / 2, (ac + bc) / 2])
+    assert np.abs(agreement(rng.integers(10, size=(3, 5000)))).max() < 0.01
+    assert agreement([a]) == agreement([]) == []
     with pytest.raises(DataError, match="shapes"):
-        stability([a, a[1:]])
+        agreement([a, a[1:]])

@@ -566,6 +566,11 @@ def test_the_summary_is_the_mean_over_seeds_and_the_agreement_between_them(tmp_p
     lines = summary.table.splitlines()
     assert len({len(line) for line in lines}) == 1 and re.search(r"^ *3 +3 +0.300 ± 0.265 +0\.\d{3} ", lines[1])
     assert "best silhouette: cluster.k=20 (0.400)" in summary.hint and "stability" not in summary.hint
+    agreement = [np.mean(pairs[:2]), np.mean(pairs[::2]), np.mean(pairs[1:])]
+    rows = table(tmp_path / "sweep.csv")
+    assert [float(row["agreement"]) for row in rows[:3]] == pytest.approx(agreement) and rows[3]["agreement"] == ""
+    chosen = f"of the 3 seeds with cluster.k=3 net{np.argmax(agreement) + 1} agrees most with the others"
+    assert f"{chosen} ({max(agreement):.3f})" in summary.hint and np.argmax(agreement) != 2  # nor is it the last one
 
 
 def test_a_number_of_clusters_that_nobody_asked_for_is_compared_with_what_was_found(tmp_path):

@@ -2,20 +2,24 @@
 
 import itertools
 from collections.abc import Sequence
-from statistics import fmean
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxclust.evaluation import clustering
 
 
-def stability(assignments: Sequence[ArrayLike]) -> float | None:
-    """Mean adjusted Rand index over all pairs of assignments int [N]: 1 if all are equal, about 0 if unrelated.
+def agreement(assignments: Sequence[ArrayLike]) -> list[float]:
+    """Of each assignment int [N] the mean adjusted Rand index with the others: 1 if all are equal, about 0 if none are.
 
-    How clusters are numbered does not matter. None for fewer than two assignments.
+    How clusters are numbered does not matter. The mean of what is returned is that over all pairs; it is empty for
+    fewer than two assignments.
 
     Raises:
       DataError: the assignments differ in length.
     """
-    pairs = list(itertools.combinations(assignments, 2))
-    return fmean(clustering.ari(a, b) for a, b in pairs) if pairs else None
+    n = len(assignments)
+    pairs = np.zeros((n, n))
+    for i, j in itertools.combinations(range(n), 2):
+        pairs[i, j] = pairs[j, i] = clustering.ari(assignments[i], assignments[j])
+    return [float(row.sum() / (n - 1)) for row in pairs] if n > 1 else []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jaxclust import config as settings
 from jaxclust.errors import DataError
-from jaxclust.evaluation.stability import stability
+from jaxclust.evaluation.stability import agreement
 from jaxclust.files import read_json, replacing
 from jaxclust.report import figures, gallery, sweep_figure
 
@@ -93,6 +93,7 @@ class Group(NamedTuple):
     mean: dict[str, float]
     std: dict[str, float]  # with n - 1, from two seeds on
     judged: dict[str, Spread] = {}
+    agreement: dict[str, float] = {}  # of each run with the other seeds
 
 
 class Summary(NamedTuple):
@@ -109,11 +110,16 @@ def write(workdir: Path) -> Summary:
     rows = read_rows(workdir, plan)
     groups = summarize(workdir, by_values(plan, rows))
     fields = [name for name in plan.fields if name != SEED]
-    names = list(dict.fromkeys(name for row in rows for name in row.results))
+    agreed = {run: value for group in groups for run, value in group.agreement.items()}
+    found = [row.results | ({"agreement": agreed[row.run]} if row.run in agreed else {}) for row in rows]
+    names = list(dict.fromkeys(["agreement", *(name for numbers in found for name in numbers)]))
     _write_csv(
         workdir / "sweep.csv",
         ["run", *plan.fields, "status", "failed", *names],
-        ([r.run, *(r.values[f] for f in plan.fields), r.status, r.why, *_cells(r.results, names)] for r in rows),
+        (
+            [row.run, *(row.values[f] for f in plan.fields), row.status, row.why, *_cells(numbers, names)]
+            for row, numbers in zip(rows, found, strict=True)
+        ),
     )
     judged = list(dict.fromkeys(name for row in rows for name in row.judged))
     columns = [name for measure in MEASURES for name in (measure, f"{measure}_std") if name != "stability_std"]
@@ -126,7 +132,7 @@ def write(workdir: Path) -> Summary:
     )
     tables = [[[*fields, "seeds", *MEASURES], *(shown(group) for group in groups)]]
     tables += [[[*fields, "seeds", *judged], *(shown_judged(group, judged) for group in groups)]] if judged else []
-    page = _write_page(workdir, plan, rows, groups, tables)
+    page = _write_page(workdir, plan, rows, groups, agreed, tables)
     return Summary("\n\n".join(aligned(table) for table in tables), hint(groups), page)
 
 
@@ -227,16 +233,18 @@ def _group(workdir: Path, values: Values, rows: Sequence[Row]) -> Group:
     numbers = {name: [row.measures[name] for row in rows if name in row.measures] for name in MEASURES}
     mean = {name: statistics.fmean(found) for name, found in numbers.items() if found}
     std = {name: statistics.stdev(found) for name, found in numbers.items() if len(found) > 1}
-    if len(rows) > 1:
-        assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows]
-        if len({len(assignment) for assignment in assignments}) == 1:  # else not of the same images, or cut off
-            mean["stability"] = stability(assignments) or 0.0
+    assignments = [_assignment(workdir / row.run / "assignments.csv") for row in rows] if len(rows) > 1 else []
+    if len({len(assignment) for assignment in assignments}) == 1:  # else not of the same images, or cut off
+        agreed = dict(zip((row.run for row in rows), agreement(assignments), strict=True))
+        mean["stability"] = statistics.fmean(agreed.values())
+    else:
+        agreed = {}
     judged: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.judged.items():
             judged.setdefault(name, []).append(value)
     spreads = {name: Spread(statistics.median(found), min(found), max(found)) for name, found in judged.items()}
-    return Group(values, len(rows), mean, std, spreads)
+    return Group(values, len(rows), mean, std, spreads, agreed)
 
 
 def _assignment(path: Path) -> NDArray[np.int64]:
@@ -275,15 +283,22 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def hint(groups: Sequence[Group]) -> str:
-    """Which values have the highest silhouette and the highest stability, in a line."""
+    """Which values have the highest silhouette and the highest stability, and which of their seeds agrees most with the
+    others, in a line."""
     words = []
     for name in ("silhouette", "stability"):
         measured = [group for group in groups if name in group.mean]
         if len(measured) > 1:
             best = max(measured, key=lambda group: group.mean[name])
             words.append(f"best {name}: {named(best.values)} ({best.mean[name]:.3f})")
+    several = [group for group in groups if len(group.agreement) > 2]  # two agree as much with each other
+    if several:
+        best = max(several, key=lambda group: group.mean["stability"])
+        run = max(best.agreement, key=lambda run: best.agreement[run])
+        of = f" with {named(best.values)}" if best.values else ""
+        words.append(f"of the {best.seeds} seeds{of} {run} agrees most with the others ({best.agreement[run]:.3f})")
     if not words:
-        return "There is nothing to compare yet: a hint needs two finished values, stability two seeds of each."
+        return "There is nothing to compare yet: a hint needs two finished values, or three seeds."
     return f"{'; '.join(words)}. These are hints, not answers: look at the clusters."
 
 
@@ -297,9 +312,14 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _write_page(
-    workdir: Path, plan: Plan, rows: Sequence[Row], groups: Sequence[Group], tables: Sequence[Sequence[Sequence[str]]]
+    workdir: Path,
+    plan: Plan,
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    agreement: dict[str, float],
+    tables: Sequence[Sequence[Sequence[str]]],
 ) -> Path:
-    """The plots for light and for dark pages, and the page; the page comes last."""
+    """The plots for light and for dark pages, and the page; the page comes last. `agreement` is of the runs."""
     folder = workdir / "report"
     plots = {"sweep": _panels(plan, groups), "judged": _judged_panels(plan, groups)}
     for name, panels in plots.items():
@@ -311,6 +331,7 @@ def _write_page(
         tables=tables,
         rows=rows,
         judged={name: JUDGED[name.partition("/")[2]] for name in (tables[1][0] if tables[1:] else ()) if "/" in name},
+        agreement=agreement,
         plots=[name for name, panels in plots.items() if panels],
         hint=hint(groups),
         galleries=gallery.read(workdir),
