@@ -94,3 +94,37 @@ def test_a_body_with_more_arrays_than_this_one_is_refused(tmp_path):
     left(tmp_path, config, first_state(config, encoder=np.zeros((2, 3), np.float32)))
     with pytest.raises(ConfigError, match=r"params.body.encoder is \(2, 3\) in .*makes no such array"):
         checked(tmp_path)
+
+
+@pytest.mark.parametrize("of_key", [True, False])
+def test_copies_of_a_body_begin_as_that_of_the_run_and_not_as_they_were_drawn(tmp_path, of_key):
+    """Keys of MoCo on the body of another method; those that the run has are its own."""
+    rng = np.random.default_rng(0)
+
+    def drawn(*names):
+        statistics = {"norm": {"mean": rng.normal(size=3).astype(np.float32)}}
+        return {name: {"kernel": rng.normal(size=(2, 3)).astype(np.float32)} for name in names}, statistics
+
+    def state(params, extra):
+        none = np.zeros(0, np.int32)
+        return Snapshot(TrainState(np.int32(0), params, extra, {}, {}), Targets(none, none, none, np.int32(-1)))
+
+    body, statistics = drawn("conv1")
+    key_body, key_statistics = drawn("conv1", "own")
+    key = {"key": {"body": key_body, "batch_stats": key_statistics}} if of_key else {}
+    saved = state({"body": body}, {"batch_stats": statistics, **key})
+    Checkpoints(tmp_path, 1).save(0, saved)
+    body, statistics = drawn("conv1")
+    key_body, key_statistics = drawn("conv1", "own")
+    first = state({"body": body}, {"batch_stats": statistics, "key": {"body": key_body, "batch_stats": key_statistics}})
+    on_device = jax.tree.map(jax.numpy.asarray, first)
+    begun = Checkpoints(tmp_path).restore_body(on_device, METHOD).state
+    there = saved.state.extra["key"] if of_key else {**saved.state.extra, "body": saved.state.params["body"]}
+    np.testing.assert_array_equal(
+        begun.params["body"]["conv1"]["kernel"], saved.state.params["body"]["conv1"]["kernel"]
+    )
+    np.testing.assert_array_equal(begun.extra["key"]["body"]["conv1"]["kernel"], there["body"]["conv1"]["kernel"])
+    mean = there["batch_stats"]["norm"]["mean"]
+    np.testing.assert_array_equal(begun.extra["key"]["batch_stats"]["norm"]["mean"], mean)
+    own = (saved if of_key else first).state.extra["key"]["body"]["own"]["kernel"]  # no body has such a layer
+    np.testing.assert_array_equal(begun.extra["key"]["body"]["own"]["kernel"], own)

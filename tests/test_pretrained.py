@@ -18,10 +18,12 @@ from torch_networks import FORWARD, Net, TorchNet
 from jaxclust import config as config_lib
 from jaxclust import models
 from jaxclust.errors import ConfigError, DataError
-from jaxclust.methods.base import Targets, TrainState
+from jaxclust.methods.base import Method, Targets, TrainState
 from jaxclust.models import pretrained
 from jaxclust.train import donor, torch_file
 from jaxclust.train.checkpoint import Snapshot
+
+METHOD = Method(init=None, loss=None, embed=None)
 
 SCALE = 1 / 16
 WIDTHS = {"alexnet": 6, "alexnet_owt": 4, "vgg16": 4, "inception_v3": 2}  # of the others 4
@@ -100,7 +102,7 @@ def parity(net, config, path, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_says_what_torchvision_s_says(name, file_of):
     tensors, feature = drawn(name)
-    assert feature.std(axis=0).mean() > 1e-3 * np.abs(feature).max()  # images differ
+    assert feature.std(axis=0).max() > 1e-3 * np.abs(feature).max()  # images differ, by far more than is allowed
     assert parity(feature, sized(name), file_of(name), images(name)) < 1e-5
 
 
@@ -336,7 +338,7 @@ def test_every_copy_of_the_body_is_filled(tmp_path, file_of):
     state = TrainState(jnp.zeros(()), params, extra, {"mu": params}, {})
     first = Snapshot(state, Targets(*4 * [np.zeros(1)]))
     file = torch_file.File(pretrained.open_weights(file_of("resnet18")), config, "moco", tmp_path)
-    file.check(first)
+    file.check(first, METHOD)
     state = file.give(first).state
     kernel = drawn("resnet18")[0]["layer3.0.downsample.0.weight"].transpose(2, 3, 1, 0).astype(jnp.bfloat16)
     variance = drawn("resnet18")[0]["layer4.1.bn1.running_var"].astype(jnp.bfloat16)
@@ -360,6 +362,20 @@ def test_the_first_stage_takes_it_or_the_one_that_says_so(tmp_path, file_of):
         config.stage.second = {"init_from": config.init_from}
     assert donor.find(config, "second", tmp_path) is not None
     assert "checkpoints/first" in donor.files(config, "second", tmp_path)
+
+
+def test_stages_take_it_for_the_body_of_one_that_is_left_out(tmp_path, file_of):
+    path = f"torch:{file_of('resnet18')}"
+    config = small_config(stages="moco,embed,self", init_from=path, **TINY)
+    with config.unlocked():
+        config.stage = {name: {"init_from": "@moco"} for name in ("embed", "self")}
+        config.stage.reliable = {"init_from": "@self", "method": "reliable"}
+    assert donor.body(config, "self", tmp_path) == tmp_path / "checkpoints" / "moco"
+    config.stages = "embed,self"
+    assert [donor.find(config, name, tmp_path).name() for name in ("embed", "self")] == [path, path]
+    config.stages = "reliable"
+    with pytest.raises(ConfigError, match=r"is a body, and stage 'reliable' begins with heads and selected too"):
+        donor.find(config, "reliable", tmp_path).check(None, METHOD._replace(given=("heads", "selected")))
 
 
 def test_vectors_and_networks_of_a_method_s_own_take_no_weights(tmp_path, file_of):

@@ -1,5 +1,6 @@
 """Checkpoints: everything that moves, in one Orbax step folder, written whole or not at all."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +131,9 @@ class Checkpoints:
         """`like` with the body of the newest snapshot.
 
         Other parameters and arrays of `extra`, such as heads and batch statistics, come along where name and shape
-        agree, but for those under a name in `method.fresh`; of experts that were without a gate each to an equal share
-        of several, and the convolutions of an encoder to a gate where the snapshot has none.
+        agree, but for those under a name in `method.fresh`. What the snapshot has none of begins as a copy: experts,
+        each an equal share, as one that was without a gate, the convolutions of a gate as those of an encoder, and
+        copies of a body in `extra`, such as MoCo's keys, as that body.
         """
         self.check_body(like, method)
         step = self.latest()
@@ -139,7 +141,7 @@ class Checkpoints:
         wanted = {name: np.empty(about.shape, about.dtype) for name, about in saved.items()}
         taken, alone = {}, not any(_under(name, ("gate",)) for name in saved)
         for name, leaf in _arrays(like).items():
-            there = name if name in saved else name.replace(".gate.stack.", ".body.stack.")
+            there = name if name in saved else _copied(name)
             shape = tuple(saved[there].shape) if there in saved else ()
             shared = alone and _under(name, ("experts",)) and _share(shape, leaf.shape)
             fits = there in saved and (shape == leaf.shape or shared)
@@ -177,6 +179,14 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _of_body(name: str) -> bool:
     return name.startswith("state.params.body.")
+
+
+def _copied(name: str) -> str:
+    """The array that one begins as where there is none of its own name."""
+    of_body = re.fullmatch(r"state\.extra\..+\.(body|batch_stats)\.(.+)", name)
+    if of_body:
+        return {"body": "state.params.body.", "batch_stats": "state.extra.batch_stats."}[of_body[1]] + of_body[2]
+    return name.replace(".gate.stack.", ".body.stack.")
 
 
 def _share(few: tuple[int, ...], many: tuple[int, ...]) -> bool:

@@ -33,15 +33,18 @@ class Donor(NamedTuple):
 def find(config: ConfigDict, name: str, workdir: Path) -> Donor | None:
     """What gives stage `name` of the whole `config` its body, None: it starts with a new one.
 
-    "torch:FILE" in place of what `body` reads is for the first stage, or the one whose own section says it.
+    "torch:FILE" in place of what `body` reads is for the first stage, one whose own section says it, and those that
+    would take the body of a stage that this run leaves out.
     """
-    own = for_stage(config, name)
-    if own.init_from.startswith(TORCH):
+    own, earlier = for_stage(config, name), stage_names(config)[: stage_names(config).index(name)]
+    left_out = own.init_from.startswith("@") and own.init_from[1:] not in earlier
+    text = config.init_from if left_out and config.init_from.startswith(TORCH) else own.init_from
+    if text.startswith(TORCH):
         said_here = "init_from" in config.stage[name] if name in config.stage else False
-        if name != stage_names(config)[0] and not said_here:
+        if earlier and not said_here:
             return None
-        file = File(open_weights(Path(own.init_from.removeprefix(TORCH)).expanduser()), own, name, workdir)
-        return Donor(lambda like, method: file.check(like), lambda like, method: file.give(like), lambda: own.init_from)
+        file = File(open_weights(Path(text.removeprefix(TORCH)).expanduser()), own, name, workdir)
+        return Donor(file.check, lambda like, method: file.give(like), lambda: text)
     folder = body(config, name, workdir)
     if folder is None:
         return None

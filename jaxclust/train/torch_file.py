@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from jaxclust import hosts
 from jaxclust.errors import ConfigError
 from jaxclust.files import replacing
-from jaxclust.methods.base import TrainState
+from jaxclust.methods.base import Method, TrainState
 from jaxclust.models import pretrained
-from jaxclust.models.pretrained import COUNTER, Matched, Weights
+from jaxclust.models.pretrained import COUNTER, TORCH, Matched, Weights
 from jaxclust.train.checkpoint import Snapshot
 
 COPY = re.compile(r"(?:params|extra)\.(?:.*\.)?(?:body|batch_stats)\.(.+)")
@@ -29,8 +29,13 @@ class File(NamedTuple):
     stage: str
     workdir: Path
 
-    def check(self, like: Snapshot) -> None:
-        """ConfigError unless the file is of the body of `like`."""
+    def check(self, like: Snapshot, method: Method) -> None:
+        """ConfigError unless the file is of the body of `like`, and the method needs no more than that."""
+        if method.given:
+            raise ConfigError(
+                f"config.init_from={TORCH}{self.weights.path} is a body, and stage {self.stage!r} begins with "
+                f"{' and '.join(method.given)} too: train them first, or name a run, --config.init_from=WORKDIR"
+            )
         self._match(like)
 
     def give(self, like: Snapshot) -> Snapshot:
