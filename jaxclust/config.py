@@ -165,6 +165,20 @@ def make_room(config: ConfigDict, name: str) -> None:
         node[last] = values[setting]
 
 
+def left_alone(config: ConfigDict, settings: Iterable[str]) -> list[str]:
+    """A line for each setting, said for all stages, that those with a value of their own do not take.
+
+    `init_from` is not for all: it is where the run begins.
+    """
+    whole, lines = dict(flatten(config)), []
+    for name in [name for name in settings if name != "init_from"]:
+        own = [f"stage.{stage}.{name}" for stage in stage_names(config)]
+        kept = [f"config.{n}={whole[n]!r}" for n in own if name in whole and whole.get(n, whole[name]) != whole[name]]
+        if kept:
+            lines.append(f"note: config.{name}={whole[name]!r} is not for all stages: {', '.join(kept)}")
+    return lines
+
+
 @contextmanager
 def naming_section(config: ConfigDict, name: str) -> Iterator[None]:
     """Adds to a ConfigError where stage `name` has the settings that it names, if in a section of its own."""

@@ -28,6 +28,7 @@ class Command(NamedTuple):
     job: str
     options: Options
     place: Place | None = None  # None where it says nothing of other hosts
+    settings: tuple[str, ...] = ()  # names of those that it says itself
 
 
 class SaidByFirst(ConfigError):
@@ -57,6 +58,9 @@ def run(command: Command) -> None:
     runtime.start(command.config)
     job = plugins.load("jaxclust.jobs", command.job, "--job", "run")
     place = hosts.place(command.place)
+    if place is None or place.process == 0:
+        for line in config_lib.left_alone(command.config, command.settings):
+            print(line, flush=True)
     if place is None:
         job.run(command.config, command.workdir, command.options)
         return
@@ -121,7 +125,7 @@ def parse(argv: Sequence[str]) -> Command:
     workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
     by_cluster = known["by-cluster"].value or ""
     options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology, known.largest)
-    return Command(config, workdir, known.job, options, place)
+    return Command(config, workdir, known.job, options, place, tuple(map(_name_of, overrides)))
 
 
 def _place(coordinator: str, num_processes: str, process_id: str) -> Place | None:
@@ -204,9 +208,13 @@ def _is_sweep(job: str, workdir: str) -> bool:
     return job == "report" and bool(workdir) and (Path(workdir) / "base.json").exists()
 
 
+def _name_of(override: str) -> str:
+    return override.lstrip("-").removeprefix("config.").partition("=")[0]
+
+
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     for text in overrides:
-        name = text.lstrip("-").removeprefix("config.").partition("=")[0]
+        name = _name_of(text)
         config_lib.make_room(config, name)
         names = [known for known, _ in config_lib.flatten(config)]
         if name not in names:

@@ -109,6 +109,19 @@ def test_a_setting_of_all_stages_may_be_given_to_one():
             read(f"--config.{flag}")
 
 
+def test_what_stages_do_not_take_of_a_setting_is_said():
+    config = small_config(stages="moco,embed,self", batch_size=32)
+    with config.unlocked():
+        config.stage = {"moco": {"batch_size": 64}, "self": {"batch_size": 32, "rounds": 3}, "semi": {"seed": 1}}
+    (line,) = c.left_alone(config, ["batch_size", "seed", "stage.moco.batch_size"])
+    assert line == "note: config.batch_size=32 is not for all stages: config.stage.moco.batch_size=64"
+    (line,) = c.left_alone(config, ["rounds"])
+    assert line.endswith("is not for all stages: config.stage.self.rounds=3")
+    config.stages = "embed,semi"
+    assert c.left_alone(config, ["batch_size", "rounds"]) == []
+    assert c.left_alone(config, ["seed"]) == ["note: config.seed=0 is not for all stages: config.stage.semi.seed=1"]
+
+
 def test_an_error_says_which_settings_a_stage_has_for_itself():
     config = c.base()
     with config.unlocked():

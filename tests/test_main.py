@@ -275,6 +275,20 @@ def test_overrides_may_be_written_with_a_space(tmp_path):
 
 
 @pytest.mark.medium
+def test_a_setting_that_stages_have_for_themselves_is_said_before_anything_is_wrong_with_another(tmp_path, capsys):
+    arguments = [
+        "--config=configs/spice.py:smoke",
+        "--config.rounds=3",
+        "--config.spice.lr=0.1",
+        "--config.moco.queue=7",
+    ]
+    assert run(*arguments, f"--workdir={tmp_path / 'run'}") == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert line.startswith("note: config.rounds=3 is not for all stages: config.stage.moco.rounds=2, ")
+    assert "config.moco.queue=7" in err
+
+
 def test_help_and_errors_come_at_once():
     command = [
         sys.executable,

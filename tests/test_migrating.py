@@ -193,6 +193,9 @@ def test_the_overrides_of_a_row_give_the_values_that_it_says_and_change_nothing_
         value = read_value(name, text)
         assert after[name] == value and type(after[name]) is type(value), name
     assert {name for name in after if after[name] != before[name]} <= dict(said).keys()
+    for line in config_lib.left_alone(parse(arguments(row.cells["ours"]), base_of(row)).config, dict(said)):
+        stages = re.findall(r"config\.(stage\.\w+)", line)
+        assert stages and all(stage in row.cells["note"] for stage in stages), f"the row does not say: {line}"
 
 
 @pytest.mark.parametrize("row", [row for row in WITH_OVERRIDES if row.cells["default"] != "–"], ids=title)

@@ -66,6 +66,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """
     fields, asked = parse(config), pictures.load(config)
     runs = plan(config, fields)
+    for line in config_lib.left_alone(runs[-1].config, fields):
+        print(line, flush=True)
     check_workdir(config, workdir, fields)
     with stop_signal() as stop:
         begun = numbered(runs, registered(workdir))
