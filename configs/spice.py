@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages = "moco,embed,self,reliable,semi"
     config.sampler = "uniform_image"
     config.evaluate.suite, config.evaluate.nmi_average = "clustering,heads", "geometric"
-    config.report.pictures = "first_layer,tsne,prototypes,similarity,views"
+    config.report.pictures, config.report.stage = "first_layer,tsne,prototypes,similarity,views", "self"
     # Three things of MoCo decide the result: views that move digits less than the heads' do (moved more, they end at an
     # ACC of 0.8), a temperature over the usual 0.2, and many rounds.
     config.moco.queue, config.moco.momentum, config.moco.dim, config.moco.temperature = 1024, 0.99, 64, 0.5

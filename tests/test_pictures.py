@@ -373,10 +373,15 @@ def test_stages_that_leave_images_out_are_found(probable, tmp_path):
     assert {name: cluster.tolist() for name, cluster in found.items()} == {"reliable": [0, -1, 2, -1]}
 
 
-def test_another_stage_than_the_last_may_be_pictured():
+def test_another_stage_than_the_last_may_be_pictured(capsys):
     config = small_config(stages="moco, self,semi")
     assert report_job.until_pictured(config).stages == "moco,self,semi"
     assert report_job.until_pictured(with_settings(config, report__stage="self")).stages == "moco,self"
+    with config.unlocked():
+        config.stage.reliable = {"method": "reliable"}
+    capsys.readouterr()
+    assert report_job.until_pictured(with_settings(config, report__stage="reliable")).stages == "moco,self,semi"
+    assert "pictures are of stage 'semi': this run leaves out config.report.stage='reliable'" in capsys.readouterr().out
     assert config.stages == "moco, self,semi"
 
 

@@ -6,7 +6,9 @@ from jaxclust.kinds import choice, flag, number, some, text, whole_numbers
 
 REPORT = {
     "pictures": text("first_layer,tsne", "pictures that --job=report draws, separated by commas"),
-    "stage": text("", "the stage whose network and views are pictured; empty: the last one"),
+    "stage": text(
+        "", "the stage whose network and views are pictured; empty, or one that the run leaves out: the last one"
+    ),
     "split": choice(
         "auto", ("train", "test"), "images that are pictured; auto: train for tsne and umap, else test if there is one"
     ),

@@ -176,11 +176,17 @@ def look(config: ConfigDict, workdir: Path) -> Seen:
 
 
 def until_pictured(config: ConfigDict) -> ConfigDict:
-    """The config of the run up to the stage that `report.stage` names; ConfigError if there is none of that name."""
+    """The config of the run up to the stage that `report.stage` names, or where it leaves that out, up to its last one.
+
+    ConfigError if the config has no stage of that name.
+    """
     names, name = stage_names(config), config.report.stage or stage_names(config)[-1]
-    if name not in names:
+    if name not in {*names, *config.stage}:
         there_is = f"There is: {', '.join(names)}."
         raise ConfigError(f"config.report.stage={name!r} is unknown{did_you_mean(name, names)} {there_is}")
+    if name not in names:
+        print(f"pictures are of stage {names[-1]!r}: this run leaves out config.report.stage={name!r}", flush=True)
+        name = names[-1]
     config = ConfigDict(config.to_dict())
     config.stages = ",".join(names[: names.index(name) + 1])
     return config

@@ -189,7 +189,7 @@ def in_groups(net: Net, variables: Params, images: jax.Array, rng: jax.Array) ->
     if net.groups % devices:
         raise ConfigError(
             f"config.moco.groups={net.groups} must be a multiple of the number of devices, which is {devices} "
-            "(config.runtime.devices)"
+            f"(config.runtime.devices): set config.moco.groups={-(-net.groups // devices) * devices}"
         )
     grouped = net.f._replace(body=net.f.body.clone(axis=net.groups // devices))
     feature, batch_stats = _trained(grouped, variables, rng, images, jax.lax.axis_index(AXIS))
