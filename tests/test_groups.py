@@ -114,3 +114,8 @@ def test_judged_are_the_true_groups_for_any_seed_unless_those_of_the_published_c
     upstream = {seed: groups.judged(clustnet(seed=seed, evaluate__metric_groups="upstream")) for seed in (1, 2)}
     assert upstream[1] == ([2, 9, 6, 4, 0], [1, 3, 5, 7, 8])
     assert upstream[2] == ([4, 1, 5, 0, 7], [2, 3, 6, 8, 9])
+    labels = np.repeat(TEN, 2)
+    expert = np.array([[2, 9, 6, 4, 0].index(c) if c in upstream[1][0] else 3 for c in labels])
+    values = measured(expert, labels, 5, seed=1, evaluate__metric_groups="upstream")
+    assert values["acc_p"] == 1 and values["acc_n"] == pytest.approx(0.2)
+    assert measured(expert, labels, 5, seed=1)["acc_p"] < 1
