@@ -26,6 +26,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_place(path: Path, flag: str) -> None:
+    """ConfigError, naming the `flag` that asks for it, if `path` cannot be made: what exists above it is no folder, or
+    may not be written to."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{flag}={path}: {above} is a file and no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag}={path}: {above} may not be written to")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, for people to read too."""
     with replacing(path) as temporary:

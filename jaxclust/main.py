@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxclust import config as config_lib
 from jaxclust import plugins, watch
 from jaxclust.errors import ConfigError, JaxclustError, Stopped
+from jaxclust.files import check_place
 from jaxclust.heartbeats import Place
 from jaxclust.jobs.options import Options
 
@@ -46,6 +47,12 @@ def main(argv: Sequence[str]) -> int:
         if not (own and isinstance(error, Stopped | SaidByFirst)):
             print(f"jaxclust: {f'host {own}: ' if own else ''}{error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # of no file that somebody named
+            raise
+        place = f"host {own}: " if own else ""
+        print(f"jaxclust: {place}{error.filename2 or error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return JaxclustError.exit_code
     return 0
 
 
@@ -120,9 +127,13 @@ def parse(argv: Sequence[str]) -> Command:
         config = _override(config, overrides)
         if known.job != "sweep" and not _is_sweep(known.job, known.workdir):  # which fill in what is swept over
             config_lib.validate(config)
+        workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
+        if workdir.is_file():
+            raise ConfigError(f"--workdir={workdir} is a file and no folder")
+        if not workdir.exists():
+            check_place(workdir, "--workdir")
     except ConfigError as error:
         raise SaidByFirst(str(error)) from None
-    workdir = Path(known.workdir or Path("runs") / default_name(known.config, config, known.job))
     by_cluster = known["by-cluster"].value or ""
     options = Options(known.images, known.out, by_cluster, known.overwrite, known.topology, known.largest)
     return Command(config, workdir, known.job, options, place, tuple(map(_name_of, overrides)))
@@ -198,6 +209,8 @@ def _base_config(flag: str, workdir: str, job: str, overrides: list[str]) -> Con
         return config_lib.base()
     if job == "train" or not workdir:
         raise ConfigError("--config is missing; for example --config=configs/deepcluster.py")
+    if not saved.exists() and saved.with_name("base.json").exists():
+        raise ConfigError(f"--workdir={workdir} is a sweep; choose one of its runs, such as --workdir={workdir}/net1")
     if not saved.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (there is no {saved}); train one first, or give --config")
     return config_lib.load(saved)

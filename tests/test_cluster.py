@@ -257,16 +257,11 @@ def test_impossible_settings_name_field_and_values(backend):
         backend.kmeans(noise(30), 3, 0, initial_ids=np.arange(4))
 
 
-def test_few_rows_for_each_cluster_are_mentioned_once(backend, caplog):
+def test_few_rows_for_each_cluster_are_mentioned_by_the_training_alone(backend, caplog):
     cluster.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         backend.kmeans(noise(77), 2, 0)
-        backend.kmeans(noise(77), 2, 1)
-        backend.kmeans(noise(78), 2, 1)
-    assert [r.message for r in caplog.records if "cluster.k=2" in r.message] == [
-        "77 rows for cluster.k=2 clusters: fewer than 39 for each, so the centroids are uncertain. "
-        "Give more images or lower cluster.k."
-    ]
+    assert not [r.message for r in caplog.records if "cluster.k" in r.message]
 
 
 def test_jax_works_in_chunks_that_do_not_divide_the_rows(monkeypatch):

@@ -144,7 +144,7 @@ def test_nothing_recompiles_after_the_first_round(tmp_path, monkeypatch):
         lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
     )
     counts = []
-    monkeypatch.setattr(loop, "print_round", lambda stage, step, values: counts.append(len(compiled)))
+    monkeypatch.setattr(loop, "print_round", lambda *_: counts.append(len(compiled)))
     config = smallest(rounds=5, cluster__k=40, save_every="1 round", cluster__backend="jax")
     source = source_of(np.repeat(few_digits(41).splits["train"].images, 3, axis=0))  # so few that clusters stay empty
     stage = prepared(config, tmp_path, source)
@@ -210,6 +210,14 @@ def test_pic_that_falls_to_pieces_says_so(tmp_path, capsys):
     stage = prepared(with_pic(cluster__pic__neighbours=2, cluster__pic__alpha=0.001), tmp_path, few_digits())
     loop.print_round(stage, 0, refresh(stage, *stage.first(), 0, last=False)[2])
     assert "small pieces: the graph has too few neighbours" in capsys.readouterr().out
+
+
+def test_a_loss_is_not_held_against_the_clusters_found_after_it(tmp_path, capsys):
+    stage = prepared(with_pic(), tmp_path, few_digits())
+    values = {"train/loss": 1.6, "train/accuracy": 0.3, "clusters/found": 4.0}
+    for before, warned in ((20.0, False), (4.0, True)):
+        loop.print_round(stage, 3 * stage.lengths.round, values, before)
+        assert ("guessing alone" in capsys.readouterr().out) == warned
 
 
 def test_one_seed_for_all_clusterings_gives_equal_clusters_of_equal_features(tmp_path):

@@ -181,6 +181,24 @@ def test_warnings_say_what_is_wrong(found, share, n, loss, words):
     assert all(word in text and "ry " in text for word, text in zip(words, got, strict=True))
 
 
+def test_fewer_clusters_are_advised_only_where_there_are_images_for_two():
+    for n, advice in ((77, "Try more images."), (78, "Try cluster.k=2 or more images.")):
+        (words,) = clustering.warnings({}, n, 3)
+        assert words.endswith(advice)
+
+
+def test_of_a_clustering_that_finds_its_number_nobody_asks_for_another_k():
+    (words,) = clustering.warnings({"clusters/found": 5, "clusters/largest_share": 0.6}, 1000, None)
+    assert "cluster.pic.neighbours" in words and "cluster.k" not in words
+
+
+def test_a_loss_is_judged_by_the_clusters_of_the_record_before_and_not_too_early():
+    record = {"train/loss": 1.6, "train/accuracy": 0.3, "clusters/found": 4.0}
+    assert clustering.outputs(record, 20.0, 10) == 20 and clustering.outputs(record, 0.0, 10) is None
+    assert clustering.outputs({"train/loss": 1.6}, 20.0, 10) == 10
+    assert [clustering.judged_loss(record, round_) for round_ in (2, 3)] == [None, 1.6]
+
+
 @pytest.mark.parametrize(("spread", "loss", "warned"), [(0.05, 7.0, True), (0.3, 7.0, False), (0.05, None, False)])
 def test_embeddings_that_are_all_the_same_are_warned_of(spread, loss, warned):
     got = clustering.warnings({"train/spread": spread}, 1000, None, loss=loss)

@@ -218,6 +218,7 @@ BAD = {
     "unknown model": (["--config.model.name=convnets"], 2, r"model.name='convnets'.*did you mean 'convnet'"),
     "unknown method": (["--config.method=deepclusters"], 2, "did you mean 'deepcluster'"),
     "unknown source": (["--config.data.source=digit"], 2, "did you mean 'digits'"),
+    "source without its kind": (["--config.data.source={empty}"], 2, "did you mean 'folder:.*empty'"),
     "unknown evaluation": (["--config.evaluate.suite=clustring"], 2, "clustering"),
     "missing folder": (["--config.data.source=folder:nowhere"], 3, "nowhere"),
     "empty folder": (["--config.data.source=folder:{empty}"], 3, "no image"),
@@ -252,6 +253,47 @@ def test_jobs_on_runs_that_are_not_there(tmp_path, capsys):
         assert "holds no run" in capsys.readouterr().err
     assert run("--workdir=x") == 2
     assert "--config is missing" in capsys.readouterr().err
+
+
+def test_predict_knows_wrong_paths_before_its_work_and_names_the_flag(tmp_path, capsys):
+    for name in ("empty", "d.csv"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "f.jpg").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "data.json").write_text('{"size": 9, "image_shape": [8, 8, 1], "num_classes": null}')
+    wrong = [
+        ("nosuch", "O.CSV", 3, "--images={}/nosuch: there is no such folder"),
+        ("f.jpg", "o.csv", 3, "--images={}/f.jpg: it is a file; name the folder"),
+        ("empty", "o.csv", 3, "--images={0}/empty: '{0}/empty' holds no images; looked for are"),
+        ("empty", "d.csv", 2, "--out='{}/d.csv' must name a .csv or .parquet file and no folder"),
+        ("empty", "f.jpg/o.csv", 2, "--out={0}/f.jpg/o.csv: {0}/f.jpg is a file and no folder"),
+    ]
+    for images, out, code, words in wrong:
+        paths = f"--images={tmp_path / images}", f"--out={tmp_path / out}"
+        assert run("--job=predict", f"--workdir={tmp_path}", *paths) == code
+        said = capsys.readouterr().err
+        assert words.format(tmp_path) in said and "config.data.source" not in said, said
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_without_a_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("precious")
+    for name, words in (("file", "is a file and no folder"), ("file/sub", f"{tmp_path}/file is a file and no folder")):
+        assert smoke(tmp_path / name) == 2
+        assert words in capsys.readouterr().err
+
+    def fails(*_):
+        raise OSError(28, "No space left on device", "x/y")
+
+    monkeypatch.setattr(main, "run", fails)
+    assert smoke(tmp_path / "run") == 1
+    assert capsys.readouterr().err == "jaxclust: x/y: No space left on device\n"
+
+
+def test_a_sweep_is_no_run_and_says_where_its_runs_are(tmp_path, capsys):
+    (tmp_path / "base.json").write_text("{}")
+    for job in ("evaluate", "predict", "export"):
+        assert run(f"--job={job}", f"--workdir={tmp_path}") == 2
+        assert f"is a sweep; choose one of its runs, such as --workdir={tmp_path}/net1" in capsys.readouterr().err
 
 
 @pytest.mark.wide

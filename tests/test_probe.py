@@ -394,7 +394,7 @@ def test_bad_files_of_features_are_refused_before_work(tmp_path, capsys):
     assert code == 3 and "labels are int64 (239,); they must be 240 integers" in said
     np.save(tmp_path / "c.npy", np.ones((50, 3), np.float32))
     code, said = refused(f"--config.data.source=features:{tmp_path / 'c.npy'}", SUITE)
-    assert code == 2 and "asks for linear, knn, retrieval, kmeans, lowlabel, which compare" in said
+    assert code == 2 and "asks for linear, knn, retrieval, kmeans, lowlabel, which compare with" in said
     code, said = refused(feature_file(tmp_path / "d.npz"), SUITE, "--config.evaluate.linear.layers=conv1")
     assert code == 2 and "there is no layer 'conv1'" in said and "There is: feature" in said
 

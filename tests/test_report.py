@@ -181,8 +181,25 @@ def test_every_comparison_of_features_has_a_table(tmp_path):
 
 
 def test_loss_that_stays_at_guessing_is_said(tmp_path):
-    page = report(make(tmp_path, k=3, rounds=1, loss=float(np.log(3))))
+    page = report(make(tmp_path, k=3, rounds=4, loss=4 * float(np.log(3))))
     assert "guessing alone gives ln 3" in page.text and "36 images for 3 clusters are fewer" in page.text
+    early = report(make(tmp_path / "early", k=3, rounds=3, loss=3 * float(np.log(3))))
+    assert "guessing alone" not in early.text
+
+
+def test_of_pic_the_loss_is_that_of_the_clusters_before_and_nobody_asks_for_a_k(tmp_path):
+    make(tmp_path, k=3)
+    config = settings.base()
+    config.cluster.method, config.cluster.k = "pic", 0
+    settings.save(config, tmp_path / "config.json")
+    shared = {"stage": "deepcluster", "train/loss": 1.6, "train/accuracy": 0.5}
+    found = [{"round": i, "clusters/found": n, **shared} for i, n in enumerate((30, 30, 20, 3))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, found)))
+    page = report(tmp_path)
+    assert "guessing alone" not in page.text  # ln 3 would be less
+    assert "as many clusters as PIC finds" in page.text and "k = 0" not in page.text
+    (loss, *_) = curves.panels(workdir.read(tmp_path).metrics, None)
+    assert loss.reference == (pytest.approx(np.log(20)), "guessing")
 
 
 def test_one_cluster_is_called_a_collapse(tmp_path):

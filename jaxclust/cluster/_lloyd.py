@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.cluster import Clustering, Nearest, _race, own_distances, warn_once
+from jaxclust.cluster import Clustering, Nearest, _race, own_distances
 from jaxclust.errors import ConfigError
 
 _NUDGE = 1 / 1024  # how far donor and receiver of a split move, relative to each coordinate
 _WALK_SEED = 1234  # every repair draws alike, so that a fixed point is one
-_POINTS_PER_CENTROID = 39  # below this faiss too warns that centroids are poorly determined
 
 
 class Found(NamedTuple):
@@ -130,18 +129,13 @@ def assign(make_engine: MakeEngine, rows: np.ndarray, centroids: np.ndarray) -> 
 
 
 def check_size(size: int, k: int) -> None:
-    """ConfigError unless `size` rows make k clusters; a warning if they are few."""
+    """ConfigError unless `size` rows make k clusters."""
     if k < 1:
         raise ConfigError(f"cluster.k={k} must be at least 1.")
     if size < k:
         raise ConfigError(
             f"cluster.k={k} is more than the {size} rows there are to cluster; "
             f"set cluster.k to {size} or less, or give more images."
-        )
-    if size < _POINTS_PER_CENTROID * k:
-        warn_once(
-            f"{size} rows for cluster.k={k} clusters: fewer than {_POINTS_PER_CENTROID} for "
-            "each, so the centroids are uncertain. Give more images or lower cluster.k."
         )
 
 

@@ -37,6 +37,8 @@ def read(data: ConfigDict) -> Source:
     `data.max_skipped` allows.
     """
     kind, _, where = data.source.partition(":")
+    if kind not in plugins.names("jaxclust.data.sources") and Path(data.source).expanduser().is_dir():
+        raise ConfigError(f"config.data.source={data.source!r} names no kind; did you mean 'folder:{data.source}'?")
     module = plugins.load("jaxclust.data.sources", kind, "config.data.source", "read")
     source: Source = module.read(where, data)
     names = data.train.split("+")

@@ -19,11 +19,12 @@ from jaxclust.errors import DataError
 Ids = NDArray[np.int64]
 Average = Literal["arithmetic", "geometric"]
 
-POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns; so do we
+POINTS_PER_CLUSTER = 39  # below this many points per centroid faiss warns that they are poorly determined; so do we
 AMI_CELLS = 100_000  # clusters x classes; a million of them takes scikit-learn 40 s, in which nothing else runs
 IMAGES_PER_FOUND_CLUSTER = 10  # a clustering that finds its number and gives each fewer has fallen to pieces
 MANY_SKIPPED = 0.5  # of the steps of a round
 LEAST_SPREAD = 0.1  # of embeddings that have not collapsed
+ROUNDS_TO_LEARN = 3  # a new head starts at ln k, so the loss is judged only after a few rounds
 
 
 class Contingency(NamedTuple):
@@ -173,6 +174,20 @@ def sizes(clusters: ArrayLike, k: int | None) -> dict[str, float]:
     }
 
 
+def judged_loss(record: Mapping[str, float], round_: float) -> float | None:
+    """The loss of a training in the record of a round, None where it has none or it is too early to judge it."""
+    return record.get("train/loss") if round_ >= ROUNDS_TO_LEARN else None
+
+
+def outputs(record: Mapping[str, float], before: float, k: int | None) -> int | None:
+    """Among how many clusters the loss in a record is; None: not known, or it is about none.
+
+    A head that is asked for clusters found, of which there were `before` in the record before, tells its accuracy;
+    another loss is of all k outputs.
+    """
+    return k if "train/accuracy" not in record else int(before) or None
+
+
 def warnings(
     metrics: Mapping[str, float],
     n: int,
@@ -198,9 +213,10 @@ def warnings(
             "with ClustNet clustnet.group_diversity=1, or check that the images differ."
         )
     elif share > 0.5:
+        more = "larger cluster.k" if k is not None else "smaller cluster.pic.neighbours or cluster.pic.alpha"
         words.append(
             f"One cluster holds {share:.0%} of the images: the features are collapsing towards a "
-            "single answer. Try a larger cluster.k, a lower optimizer.body.lr, or, where clusters are what is learnt, "
+            f"single answer. Try a {more}, a lower optimizer.body.lr, or, where clusters are what is learnt, "
             "sampler=uniform_cluster."
         )
     if loss is not None and num_outputs is not None and num_outputs > 1:
@@ -218,10 +234,11 @@ def warnings(
             "Try cluster.pic.neighbours=15 or more with cluster.pic.alpha=0.9."
         )
     if k and n < POINTS_PER_CLUSTER * k:
+        fewer = n // POINTS_PER_CLUSTER
         words.append(
             f"{n:,} images for {k:,} clusters are fewer than {POINTS_PER_CLUSTER} per cluster: "
             "centres rest on few images and change from seed to seed. "
-            f"Try cluster.k={max(2, n // POINTS_PER_CLUSTER)} or more images."
+            f"Try {f'cluster.k={fewer} or ' if fewer > 1 else ''}more images."
         )
     return words
 

@@ -101,8 +101,9 @@ def check(config: Any, labels: Mapping[str, ArrayLike | None]) -> None:
     if not has_labels(labels["train"]):
         there = ", ".join(f"{split}: {_known(values):,} known" for split, values in labels.items())
         others = plugins.providing("jaxclust.evaluation", "measure")
+        compare = "compare" if len(names) > 1 else "compares"
         raise ConfigError(
-            f"config.evaluate.suite asks for {', '.join(names)}, which compare with class labels of the training "
+            f"config.evaluate.suite asks for {', '.join(names)}, which {compare} with class labels of the training "
             f"images, and config.data.source={config.data.source!r} has none ({there}). Two class folders or more are "
             f"labels, an .npz or a feature file has an array 'labels'. Without labels there is: {', '.join(others)}"
         )

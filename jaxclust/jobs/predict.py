@@ -7,10 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust.data.source import read
-from jaxclust.errors import ConfigError
+from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import clustering
 from jaxclust.features import store
-from jaxclust.files import replacing
+from jaxclust.files import check_place, replacing
 from jaxclust.jobs import evaluate
 from jaxclust.jobs.options import Options
 from jaxclust.train import workdir as workdir_lib
@@ -25,16 +25,13 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
     Class folders, where there are any, are compared with the clusters.
     """
-    out = Path(options.out)
-    if not options.images:
-        raise ConfigError("--job=predict needs --images=FOLDER")
-    if out.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--out={options.out!r} must name a .csv or .parquet file")
-    if out.suffix == ".parquet":
-        store.pyarrow(NEEDS_ARROW)  # found out before the work
+    out = checked(options)
     config = workdir_lib.resolved(config, workdir_lib.data_info(workdir).image_shape)
     new = {"source": f"folder:{options.images}", "train": "train", "train_classes": ""}
-    source = read(ConfigDict(config.data.to_dict() | new))
+    try:
+        source = read(ConfigDict(config.data.to_dict() | new))
+    except DataError as error:
+        raise DataError(f"--images={options.images}: {error}") from None
     stage, state = evaluate.restore(config, workdir, source.splits["train"])
     table: Table = {"path": [], "cluster": [], "score": []}
     for name, split in source.splits.items():
@@ -49,8 +46,24 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     for skipped in source.skipped:
         print(f"skipped {skipped.path}: {skipped.reason}", flush=True)
     with replacing(out) as temporary:
-        (_write_csv if out.suffix == ".csv" else _write_parquet)(temporary, table)
+        (_write_csv if out.suffix.lower() == ".csv" else _write_parquet)(temporary, table)
     print(f"{len(table['path']):,} images in {len(set(table['cluster']))} clusters\nresults: {out}", flush=True)
+
+
+def checked(options: Options) -> Path:
+    """The file to write; ConfigError or DataError on what can be known to be wrong before the work."""
+    out, images = Path(options.out), Path(options.images).expanduser()
+    if not options.images:
+        raise ConfigError("--job=predict needs --images=FOLDER")
+    if out.suffix.lower() not in (".csv", ".parquet") or out.is_dir():
+        raise ConfigError(f"--out={options.out!r} must name a .csv or .parquet file{' and no folder' * out.is_dir()}")
+    check_place(out, "--out")
+    if out.suffix.lower() == ".parquet":
+        store.pyarrow(NEEDS_ARROW)
+    if not images.is_dir():
+        why = "it is a file; name the folder that it is in" if images.exists() else "there is no such folder"
+        raise DataError(f"--images={options.images}: {why}")
+    return out
 
 
 def _write_csv(path: Path, table: Table) -> None:

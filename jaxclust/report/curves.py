@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxclust.evaluation import clustering
 from jaxclust.report.figures import Line, Panel
 from jaxclust.report.workdir import Metrics
 
-PSEUDO_ACCURACY = "train/accuracy"  # logged where the loss is a cross-entropy over the clusters
 REFERENCE = "train/reference"  # the loss of random embeddings, logged where it is that of deep spectral clustering
 SHARE = (-0.03, 1.06)  # limits of what lies between 0 and 1
 
@@ -32,11 +32,12 @@ HEADS = (
 )
 
 
-def panels(metrics: Metrics, k: int) -> list[Panel]:
-    """The plots for which the run has logged something; `k` clusters are asked for, 0: as many as are found."""
+def panels(metrics: Metrics, k: int | None) -> list[Panel]:
+    """The plots for which the run has logged something; `k` clusters are asked for, 0 or None: as many as are found."""
     last = metrics.last()
     found = last.get("clusters/found", 0)
-    guess = (math.log(found), "guessing") if found > 1 and PSEUDO_ACCURACY in last else None
+    among = clustering.outputs(*metrics.newest_loss(), None) or 0
+    guess = (math.log(among), "guessing") if among > 1 else None
     k = k or int(found) or 1
     spread = [
         line._replace(y=line.y / k, end=f"{line.y[-1]:.0f} of {k}") for line in _lines(metrics, found="clusters/found")

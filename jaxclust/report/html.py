@@ -234,8 +234,10 @@ def _draw(picture: Picture, draw: Draw | None, folder: Path) -> Picture:
         return picture._replace(size=image.size)
 
 
-def _k(run: Run) -> int:
-    return int((_last(run).get("cluster") or {}).get("k", 0))
+def _k(run: Run) -> int | None:
+    """The clusters asked for, 0 where that is not known; None: the clustering finds their number."""
+    settings = _last(run).get("cluster") or {}
+    return None if settings.get("method") == "pic" else int(settings.get("k", 0))
 
 
 def _last(run: Run) -> dict[str, Any]:
@@ -260,7 +262,8 @@ def _subtitle(run: Run) -> str:
         return "config.json is missing or unreadable, so the settings of this run are unknown."
     config = _last(run)
     method = " → ".join(run.stages) if len(run.stages) > 1 else config.get("method", "")
-    k = f"k = {_k(run)}" if run.clusters is not None or not run.finished else ""  # a method may predict no clusters
+    k = "" if _k(run) is None else f"k = {_k(run)}"
+    k = (k or "as many clusters as PIC finds") if run.clusters is not None or not run.finished else ""
     words = [method, (config.get("model") or {}).get("name", ""), k, f"seed {config.get('seed', 0)}"]
     return " · ".join(str(word) for word in words if word)
 
@@ -299,9 +302,9 @@ def _warnings(run: Run) -> list[str]:
         return []
     ids, counts = run.clusters
     found = clustering.sizes(np.repeat(ids, counts), _k(run))
-    last = run.metrics.last()
-    loss = last.get("train/loss") if curves.PSEUDO_ACCURACY in last else None
-    return clustering.warnings(found, int(counts.sum()), _k(run), loss, len(ids))
+    record, before = run.metrics.newest_loss()
+    loss = clustering.judged_loss(record, record.get("round", 0))
+    return clustering.warnings(found, int(counts.sum()), _k(run), loss, clustering.outputs(record, before, None))
 
 
 def _settings(run: Run) -> list[tuple[str, str, str, str]]:

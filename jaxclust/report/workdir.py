@@ -26,6 +26,13 @@ class Metrics(NamedTuple):
         points = [(i, row[name]) for i, row in enumerate(self.rows) if name in row]
         return tuple(np.array(points, float).reshape(-1, 2).T)  # type: ignore[return-value]
 
+    def newest_loss(self) -> tuple[dict[str, float], float]:
+        """The newest round of the last stage that has a loss, and how many clusters were found before it, 0: none."""
+        start = self.stages[-1][1] if self.stages else 0
+        at = max((i for i, row in enumerate(self.rows) if i >= start and "train/loss" in row), default=start)
+        found = [row["clusters/found"] for row in self.rows[start:at] if "clusters/found" in row]
+        return (self.rows[at] if self.rows else {}), (found[-1] if found else 0.0)
+
     def last(self) -> dict[str, float]:
         """The newest value of every metric of the last stage."""
         start = self.stages[-1][1] if self.stages else 0

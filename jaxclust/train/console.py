@@ -5,18 +5,12 @@ from collections.abc import Mapping
 from jaxclust.evaluation import clustering
 from jaxclust.train.stage import Stage
 
-ROUNDS_TO_LEARN = 3  # a new head starts at ln k, so the loss is judged only after a few rounds
 
-
-def print_round(stage: Stage, step: int, values: Mapping[str, float]) -> None:
-    """Prints the line of a record, and what is suspicious about it."""
+def print_round(stage: Stage, step: int, values: Mapping[str, float], before: float = 0.0) -> None:
+    """Prints the line of a record, and what is suspicious about it; `before` clusters were found in earlier ones."""
     print(line(stage, step, values), flush=True)
-    round_ = step // stage.lengths.round
-    loss = values.get("train/loss") if round_ >= ROUNDS_TO_LEARN else None
-    found = values.get("clusters/found")
-    # A head that is asked for the clusters found tells its accuracy; another loss is of all outputs.
-    asked = None if found is None else int(found)
-    outputs = asked if "train/accuracy" in values else stage.method.num_clusters
+    loss = clustering.judged_loss(values, step // stage.lengths.round)
+    outputs = clustering.outputs(values, before, stage.method.num_clusters)
     size = stage.split.size if step == 0 else 10**12  # too few images is said once
     for words in clustering.warnings(values, size, stage.method.num_clusters, loss, outputs):
         print(f"  warning: {words}", flush=True)

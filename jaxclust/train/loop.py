@@ -88,8 +88,9 @@ def _loop(
             image_rows.flush(step)
             values |= validation.validate(stage, state, step)
         if values:
+            before = writer.newest("clusters/found")
             writer.write(step, step // lengths.round, values)
-            print_round(stage, step, values)
+            print_round(stage, step, values, before)
             skips.check(stage, step, values)
         stopping = stop.asked()  # one look: what is saved is what stops
         judged = values.get(validation.SELECTING) if stage.config.data.hold_out else None  # labels select nothing else

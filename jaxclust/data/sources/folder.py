@@ -30,8 +30,9 @@ def read(where: str, settings: ConfigDict) -> Source:
     splits = make_splits(found, settings, skips)
     if "train" not in splits:
         skipped = f"; {len(skips.files)} cannot be used:\n{skips.first()}" if skips.files else ""
+        what = "no images to train on" if splits else "no images"
         raise DataError(
-            f"{str(root)!r} holds no images to train on; looked for are jpg, jpeg, png, bmp, gif, webp, tif and tiff "
+            f"{str(root)!r} holds {what}; looked for are jpg, jpeg, png, bmp, gif, webp, tif and tiff "
             f"files, in subfolders too{skipped}"
         )
     splits, class_names = _label(splits, folders)
