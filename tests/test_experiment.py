@@ -72,7 +72,8 @@ def written(folder, epoch, scores, suffix=""):
 
 
 def of_clustnet(**overrides):
-    return with_settings(small_config(), method="clustnet", stages="clustnet", groups="0-4,5-9", **overrides)
+    own = {"method": "clustnet", "stages": "clustnet", "groups": "0-4,5-9", "cluster__k": 5}
+    return with_settings(small_config(), **own | overrides)
 
 
 def net_in(folder, number=1, values=None, **overrides):
@@ -93,6 +94,9 @@ def test_scores_are_read_as_they_were_written(tmp_path, with_id):
 
 with tempfile.TemporaryDirectory() as folder:
     WHOLE = written(Path(folder), 1, some_scores(20)).read_text()
+    FOUR = written(Path(folder), 1, some_scores(20, k=4)).read_text()
+    OTHERS = written(Path(folder), 1, some_scores(20)._replace(group=np.arange(20) % 2)).read_text()
+    CLASSES = written(Path(folder), 1, some_scores(20, classes=20)).read_text()
 DAMAGE = {
     "cut in a line": (WHOLE[:-9], "ends in the middle of a line"),
     "cut between lines": (WHOLE[: WHOLE.rindex("\n", 0, -1) + 1], "has 19 rows, where the other epochs have 20"),
@@ -105,6 +109,9 @@ DAMAGE = {
     "no number": (WHOLE.replace("-0.", "nan", 1).replace("-1.", "nan", 1).replace("-2.", "nan", 1), "is damaged"),
     "a number changed": (WHOLE.rpartition(",")[0] + ",0.95\n", "is damaged: line 21 needs"),
     "bytes": (None, "cannot be read"),
+    "of another number of experts": (FOUR, "is of 4 experts, the run has 5$"),
+    "of other groups": (OTHERS, "contradicts the run: line [23] has class . in group ., which config.groups='0-4,5-9'"),
+    "of other classes": (CLASSES, "contradicts the run: line .* has class 1. in group 0"),
 }
 
 
@@ -118,6 +125,25 @@ def test_a_damaged_file_is_skipped_and_named_and_the_others_are_read(tmp_path, n
     found, (skipped,) = experiment.of_epochs(net_in(tmp_path / "net7"), lambda scores: len(scores.label))
     assert found == {0: 20, 3: 20, 10: 20}
     assert re.search(rf"^net7/scores/epoch2.csv: ({words})", skipped), skipped
+
+
+def test_a_file_that_was_cut_between_lines_is_known_by_the_images_of_the_run(tmp_path):
+    """Also if it is the only one, or as many files are cut as are whole."""
+    net, size = net_in(tmp_path / "net7"), lambda scores: len(scores.label)
+    for epoch, rows in ((1, 30), (2, 20)):
+        written(net.workdir, epoch, some_scores(rows))
+    (net.workdir / "data.json").write_text('{"size": 20}')
+    for splits, images in ((["train", "test"], 20), (["train"], 20)):
+        lines = [f"{name},{i},{name}{i}.png\n" for name in splits for i in range(images if name == "test" else 50)]
+        (net.workdir / "images.csv").write_text("split,id,path\n" + "".join(lines))
+        found, (skipped,) = experiment.of_epochs(net, size)
+        assert found == {2: 20}
+        assert re.fullmatch(
+            "net7/.*/epoch1.csv: has 30 rows, where images.csv and .* of the run have 20 images", skipped
+        )
+    for path in ("scores/epoch2.csv", "data.json"):
+        (net.workdir / path).unlink()
+    assert experiment.of_epochs(net, size)[0] == {1: 30}  # nothing says how many there are
 
 
 def test_where_no_file_can_be_read_all_are_named(tmp_path):
