@@ -150,7 +150,7 @@ def test_where_no_file_can_be_read_all_are_named(tmp_path):
     with pytest.raises(DataError, match="scores has no epoch1.csv and the like; a training of a mixture"):
         experiment.of_epochs(net_in(tmp_path), len)
     written(tmp_path, 1, some_scores()).write_text("torn")
-    with pytest.raises(DataError, match="no file of scores can be read; .*/scores/epoch1.csv: begins with 'torn'"):
+    with pytest.raises(DataError, match="no file of scores can be used; .*/scores/epoch1.csv: begins with 'torn'"):
         experiment.of_epochs(net_in(tmp_path), len)
     with pytest.raises(DataError, match="has no epoch1_train.csv and the like"):
         experiment.of_epochs(net_in(tmp_path, report__split="train"), len)
@@ -276,6 +276,7 @@ def test_total_variation_adds_up_what_an_accuracy_moves():
     epochs = {10: {"acc_p": 0.5}, 2: {"acc_p": 1.0}, 3: {"binary": 0.0}, 1: {"acc_p": 0.25}}
     assert accuracy.series(epochs, "acc_p") == ([1, 2, 10], [0.25, 1.0, 0.5])
     assert accuracy.variation(epochs, "acc_p") == 1.25 and accuracy.variation(epochs, "acc_n") == 0
+    assert accuracy.variation(epochs | {0: {"acc_p": 0.9}}, "acc_p") == 1.25  # which files of train do not have
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 7])
@@ -511,6 +512,18 @@ def test_accuracies_are_joined_by_net_whatever_epochs_each_has(tmp_path):
         )
     with pytest.raises(DataError, match="scores has no epoch1.csv and the like"):
         accuracy.compare([nets[4]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_images_without_labels_only_the_certainty_of_the_gate_is_shown(tmp_path):
+    unknown, net = np.full(40, -1), net_in(tmp_path / "net7")
+    for epoch in range(3):
+        written(net.workdir, epoch, some_scores(seed=epoch)._replace(label=unknown, group=unknown))
+    (tmp_path / "drawn").mkdir()
+    for draw in (accuracy.compare([net]), confusion.read(net._replace(config=of_clustnet(report__epochs="0-2")))):
+        with pytest.raises(DataError, match="can be used; net7/scores/epoch0.csv and 2 more: the images have no label"):
+            draw(tmp_path / "drawn")
+    assert [image.file for image in certainty.read(net)(tmp_path / "drawn").images] == ["certainty.png"]
 
 
 def test_each_net_has_its_own_matrices_and_bars(tmp_path):

@@ -42,7 +42,8 @@ def draw(nets: Sequence[Net], folder: Path) -> Gallery:
     caption = (
         f"By the files of {split} in scores/: the share of right groups (dashed), and for P (solid) and N (dotted) "
         "the share of images whose expert stands for their class under the best pairing. Bars: the total variation, "
-        "the sum of |a(t+1) - a(t)| over the epochs that a net has. metrics.csv has the numbers."
+        "the sum of |a(t+1) - a(t)| over the epochs that a net has, without epoch 0, the untrained network. "
+        "metrics.csv has the numbers."
     )
     return Gallery("Accuracy over epochs", caption, images, skipped=skipped)
 
@@ -92,8 +93,9 @@ def _variation(nets: Sequence[Net], found: Mapping[int, Epochs]) -> Bars:
 
 
 def variation(epochs: Epochs, measure: str) -> float:
-    """The total variation of a measure over epochs."""
-    return experiment.total_variation(series(epochs, measure)[1])
+    """The total variation of a measure over epochs, from 1 on: files of train have no epoch 0."""
+    trained = {epoch: values for epoch, values in epochs.items() if epoch > 0}
+    return experiment.total_variation(series(trained, measure)[1])
 
 
 def write(path: Path, nets: Sequence[Net], found: Mapping[int, Epochs]) -> None:

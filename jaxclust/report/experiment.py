@@ -128,7 +128,8 @@ def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tupl
         raise DataError(missing(net))
     asked = asked_epochs(there, net.config, last)
     rows = _rows(net, there.values())
-    found, skipped = {}, []
+    found: dict[int, T] = {}
+    skipped: dict[str, str] = {}
     for epoch in progress(asked, len(asked), f"scores of {net.name}", "files"):
         path = there[epoch]
         try:
@@ -136,10 +137,14 @@ def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tupl
             _check(scores, net.config)
             found[epoch] = what(scores)
         except DataError as error:
-            skipped.append(f"{path.relative_to(net.workdir.parent)}: {error}")
+            skipped[str(path.relative_to(net.workdir.parent))] = str(error)
     if not found:
-        raise DataError(f"no file of scores can be read; {'; '.join(skipped)}")
-    return found, tuple(skipped)
+        names = {why: [name for name, of in skipped.items() if of == why] for why in skipped.values()}
+        raise DataError(
+            "no file of scores can be used; "
+            + "; ".join(f"{of[0]}{f' and {len(of) - 1} more' * (len(of) > 1)}: {why}" for why, of in names.items())
+        )
+    return found, tuple(f"{name}: {why}" for name, why in skipped.items())
 
 
 def missing(net: Net) -> str:
@@ -225,12 +230,23 @@ def spanned(numbers: Sequence[int]) -> str:
 
 
 def measured(config: ConfigDict, scores: Scores) -> dict[str, float]:
-    """What the evaluation "groups" says of a file: binary, acc_p, acc_n, nll and so on (section 2.7)."""
+    """What the evaluation "groups" says of a file: binary, acc_p, acc_n, nll and so on (section 2.7).
+
+    DataError where no label is known.
+    """
+    labelled(scores)
     logs = np.log(np.maximum(scores.gate, math.ulp(0.0)))
     predictions = {
         "cluster": scores.expert, "groups": scores.log_probs, "log_probs": logs, "binary": scores.binary
     }  # fmt: skip
     return groups.measure(predictions, scores.label, config, _no_rows)
+
+
+def labelled(scores: Scores) -> Scores:
+    """The scores themselves; DataError where no label is known."""
+    if not (scores.label >= 0).any():
+        raise DataError("the images have no labels")
+    return scores
 
 
 def _no_rows() -> groups.Chunked:
