@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclust.errors import DataError
+from jaxclust.features.score_file import Scores
 from jaxclust.pictures import Draw
 from jaxclust.pictures._plots import ROOM, SHARE, Bars, Line, Panel, bars, lines, save
 from jaxclust.report import experiment
@@ -54,13 +56,17 @@ def measures(nets: Sequence[Net]) -> tuple[dict[int, Epochs], tuple[str, ...]]:
     skipped: tuple[str, ...] = ()
     for net in nets:
         try:
-            found[net.number], damaged = experiment.of_epochs(net, partial(experiment.measured, net.config))
+            found[net.number], damaged = experiment.of_epochs(net, partial(_measured, net.config))
         except DataError as error:
             damaged = (f"{net.name}: {error}",)
         skipped += damaged
     if not found:
         raise DataError("; ".join(skipped))
     return found, skipped
+
+
+def _measured(config: ConfigDict, _: int, scores: Scores) -> dict[str, float]:
+    return experiment.measured(config, scores)
 
 
 def _panels(nets: Sequence[Net], found: Mapping[int, Epochs]) -> list[Panel]:

@@ -48,7 +48,7 @@ def read(net: Net) -> Draw:
 def draw(net: Net, folder: Path) -> Gallery:
     """p-, n- and all-epoch<e>.png, and the counts as CSV files; by default of the last epoch."""
     both = groups.judged(net.config)
-    matrices = lambda scores: [matrix(experiment.labelled(scores), of) for of in both]  # noqa: E731
+    matrices = lambda _, scores: [matrix(experiment.labelled(scores), of) for of in both]  # noqa: E731
     found, skipped = experiment.of_epochs(net, matrices, last=True)
     images = []
     for epoch, (p, n) in found.items():

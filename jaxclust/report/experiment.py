@@ -117,8 +117,8 @@ def of_split(config: ConfigDict) -> str:
     return "train" if config.report.split == "train" else "test"
 
 
-def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tuple[dict[int, T], tuple[str, ...]]:
-    """What `what` says of the scores of each epoch that `report.epochs` asks for (by default all, or the `last`).
+def of_epochs(net: Net, what: Callable[[int, Scores], T], last: bool = False) -> tuple[dict[int, T], tuple[str, ...]]:
+    """What `what` says of each epoch that `report.epochs` asks for (by default all, or the `last`) and its scores.
 
     Damaged and half-written files are skipped, and named, as are those of another run. DataError: there is none that
     can be read.
@@ -135,7 +135,7 @@ def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tupl
         try:
             scores = score_file.read(path, *rows)
             _check(scores, net.config)
-            found[epoch] = what(scores)
+            found[epoch] = what(epoch, scores)
         except DataError as error:
             skipped[str(path.relative_to(net.workdir.parent))] = str(error)
     if not found:
