@@ -106,6 +106,7 @@ def test_unknown_labels_do_not_count_and_other_methods_have_no_such_figures():
     assert "acc_p" not in measured(np.zeros(2, int), np.array([5, 6]))
     assert groups.measure({"cluster": labels}, labels, clustnet(), None) == {}
     assert groups.measure(predictions([0], 5), None, clustnet(), None) == {}
+    assert measured(np.zeros(3, int), np.full(3, -1)) == {}
 
 
 def test_judged_are_the_true_groups_for_any_seed_unless_those_of_the_published_code_are_asked_for():
