@@ -32,7 +32,7 @@ def prepare(seen: Seen) -> Draw:
     if (epochs[0] != 0 or len(epochs) < 2) and 0 in there and len(there) > 1:
         raise DataError(
             f"config.report.epochs={seen.stage.config.report.epochs!r} must include 0, the weights that later ones are "
-            f"compared with, and a later one; there is: {spanned(sorted(there))}"
+            f"compared with, and a later one; there is: {spanned(there)}"
         )
     if epochs[0] != 0 or len(epochs) < 2:
         raise DataError(
