@@ -822,10 +822,14 @@ def test_weights_of_kept_checkpoints_are_compared_and_without_the_first_there_is
     assert {(row["group"], row["layer"]) for row in rows} >= {("experts", "stack/conv1_conv"), ("gate", "output")}
     assert all(float(row["distance"]) == pytest.approx({"1": 0.5, "2": 0.75}[row["epoch"]]) for row in rows)
     assert shown.images[0].file == "weights.png"
-    with pytest.raises(DataError, match="those of epochs 1, 2; a training with --config.keep_checkpoints=1000"):
-        weights.prepare(asked(seen, report__epochs="1-2"))
+    for epochs in ("1-2", "0"):
+        words = f"config.report.epochs='{epochs}' must include 0, .*, and a later one; there is: 0-2"
+        with pytest.raises(DataError, match=words):
+            weights.prepare(asked(seen, report__epochs=epochs))
     shutil.rmtree(tmp_path / "checkpoints" / "clustnet" / "0")
-    with pytest.raises(DataError, match="it needs checkpoints from the first on, and there are those of epochs 1, 2"):
+    with pytest.raises(
+        DataError, match="there are those of epochs 1, 2; a training with --config.keep_checkpoints=1000"
+    ):
         weights.prepare(seen)
 
 

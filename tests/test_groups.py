@@ -32,6 +32,7 @@ def test_groups_are_spans_and_single_classes_and_the_first_is_one():
     ("text", "words"),
     [
         ("0-4,4-9", "these are in both: 4"),
+        ("0-4+4,5-9", "these are there twice: 4"),
         ("0-3,5-8", "these are in none: 4, 9"),
         ("0-4,5-11", "these do not exist: 10, 11"),
         ("0-4,5-999999", "these do not exist: 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, …"),

@@ -77,6 +77,12 @@ def done(tmp_path_factory):
     return workdir
 
 
+def test_checkpoints_that_are_kept_begin_with_the_new_network(done):
+    """Which pictures of how weights move compare with."""
+    kept = sorted(int(folder.name) for folder in (done / "checkpoints" / "clustnet").iterdir())
+    assert kept == [*range(0, 22, 3)]
+
+
 def test_each_epoch_has_a_file_of_the_test_images_and_one_of_those_trained_on(done):
     names = {f"epoch{epoch}.csv" for epoch in range(4)} | {f"epoch{epoch}_train.csv" for epoch in range(1, 4)}
     assert files(done).keys() == names

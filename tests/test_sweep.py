@@ -11,8 +11,11 @@ import shutil
 import signal
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -417,6 +420,24 @@ def test_what_another_process_does_or_fails_at_meanwhile_is_not_done_again(train
     assert trainings.done == ["net1", "net2", "net3"]
 
 
+def test_what_failed_is_tried_again_by_one_of_two_that_start_after_it(trainings, tmp_path):
+    config, goes_on = small_config(), SimpleNamespace(received=False)
+    runs = sweep.register(config, tmp_path, {"seed": [0, 1]}, sweep.plan(config, {"seed": [0, 1]}))
+    trainings.failing = {"net2": CollapseError("no")}
+    sweep.train_one(runs[1], tmp_path)
+    os.utime(tmp_path / "outcomes" / "net2.json", (1, 1))  # long ago
+
+    def meanwhile(name):
+        trainings.during = lambda name: None
+        sweep.work(runs[1:], tmp_path, goes_on)  # as another process
+
+    trainings.during, trainings.done = meanwhile, []
+    sweep.work(runs, tmp_path, goes_on)
+    assert trainings.done == ["net1", "net2"]
+    sweep.work(runs, tmp_path, goes_on)  # a later start tries it again
+    assert trainings.done == ["net1", "net2", "net2"]
+
+
 def test_a_lock_is_held_by_one_and_freed_by_an_error(tmp_path):
     how = fcntl.LOCK_EX | fcntl.LOCK_NB
     with (
@@ -463,6 +484,26 @@ def test_two_that_begin_at_once_may_not_want_different_things(trainings, tmp_pat
     assert report.read_plan(tmp_path).runs == {"net1": {"seed": 0}, "net2": {"seed": 5}}
     with pytest.raises(ConfigError, match="other settings"):
         sweep.register(small_config(model__width=4), tmp_path, {"seed": [0]}, [])
+
+
+def test_two_that_ask_for_numbers_at_once_get_different_ones(trainings, tmp_path, monkeypatch):
+    """A lock is of an open file, so threads stand for processes; without it both would read before either writes."""
+    config, there, both = small_config(), sweep.registered, Barrier(2, timeout=0.5)
+    plans = [sweep.plan(config, {"seed": [seed]}) for seed in range(2)]
+
+    def registered(workdir):
+        nets = there(workdir)
+        with contextlib.suppress(BrokenBarrierError):  # with the lock the other cannot come
+            both.wait()
+        return nets
+
+    monkeypatch.setattr(sweep, "registered", registered)
+    with ThreadPoolExecutor(2) as pool:
+        with sweep.locked(tmp_path / "locks" / "sweep.lock", fcntl.LOCK_EX):
+            asked = [pool.submit(sweep.register, config, tmp_path, {"seed": []}, runs) for runs in plans]
+        found = [run.name for future in asked for run in future.result()]
+    assert sorted(found) == ["net1", "net2"]
+    assert sorted(values["seed"] for values in report.read_plan(tmp_path).runs.values()) == [0, 1]
 
 
 def test_another_process_may_write_the_sweep_while_this_one_looks_at_the_folder(trainings, tmp_path, monkeypatch):

@@ -41,9 +41,11 @@ def groups_of(text: str, num_classes: int) -> NDArray[np.int32]:
 
     ConfigError unless each class is in one of them.
     """
-    found = Counter(label for group in classes(text) for label in group)
+    positive, negative = classes(text)
+    found = Counter(positive + negative)
     wrong = {
-        "are in both": {label for label, count in found.items() if count > 1},
+        "are in both": set(positive) & set(negative),
+        "are there twice": {label for label, count in found.items() if count > 1},
         "are in none": set(range(num_classes)) - set(found),
         "do not exist": set(found) - set(range(num_classes)),
     }
@@ -54,6 +56,6 @@ def groups_of(text: str, num_classes: int) -> NDArray[np.int32]:
                 f"config.groups={text!r}: of the classes 0 to {num_classes - 1} each must be in one of two groups, and "
                 f"these {what}: {named}"
             )
-    positive = np.zeros(num_classes, np.int32)
-    positive[classes(text)[0]] = 1
-    return positive
+    of_class = np.zeros(num_classes, np.int32)
+    of_class[positive] = 1
+    return of_class

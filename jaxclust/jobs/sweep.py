@@ -280,8 +280,11 @@ def register(
 
 
 def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
-    """Trains the runs one after the other; those that another process has are looked at again until they are done."""
-    again = {run.name for run in runs if read_outcome(workdir, run.name)[0] == FAILED}  # the cause may be gone
+    """Trains the runs one after the other; those that another process has are looked at again until they are done.
+
+    What failed before is tried again, for the cause may be gone, but by one process alone.
+    """
+    before = {run.name: failed_at(run, workdir) for run in runs}
     left, waiting = dict(enumerate(runs, 1)), False
     while left:
         busy = {}
@@ -289,19 +292,27 @@ def work(runs: Sequence[Run], workdir: Path, stop: StopSignal) -> None:
             if stop.received:
                 raise stop.error()
             with locked(workdir / "locks" / f"{run.name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
-                failed = read_outcome(workdir, run.name)[0] == FAILED and run.name not in again
+                failed = failed_at(run, workdir) not in (0, before[run.name])
                 if not mine:
                     busy[number] = run
                 elif not failed and not is_finished(run, workdir):
                     print(f"\n[{number}/{len(runs)}] {run.title}", flush=True)
                     train_one(run, workdir)
-                    again.discard(run.name)
         if len(busy) == len(left):
             if not waiting:
                 print(f"waiting for another process, which has {len(busy)} of the {len(runs)} runs", flush=True)
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
         left = busy
+
+
+def failed_at(run: Run, workdir: Path) -> int:
+    """When a run failed, in nanoseconds; 0 if it did not."""
+    try:
+        time_ns = (workdir / "outcomes" / f"{run.name}.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+    return time_ns if read_outcome(workdir, run.name)[0] == FAILED else 0
 
 
 def train_one(run: Run, workdir: Path) -> None:

@@ -18,11 +18,16 @@ def kept(seen: Seen, last: bool = False) -> list[int]:
 
     By default all, or the `last`; DataError if it asks for others only.
     """
-    length = seen.stage.lengths.round
-    there = [step // length for step in _checkpoints(seen).steps() if step % length == 0]
+    there = all_kept(seen)
     if not there:
         raise DataError("no checkpoint of the end of an epoch was kept; config.save_every='1 round' saves them")
     return experiment.asked_epochs(there, seen.stage.config, last)
+
+
+def all_kept(seen: Seen) -> list[int]:
+    """The epochs after which a checkpoint was kept, whatever `report.epochs` asks for."""
+    length = seen.stage.lengths.round
+    return [step // length for step in _checkpoints(seen).steps() if step % length == 0]
 
 
 def states(seen: Seen, epochs: Sequence[int]) -> Iterator[tuple[int, TrainState]]:

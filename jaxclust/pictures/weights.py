@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jaxclust.errors import DataError
 from jaxclust.pictures import Draw, Seen
-from jaxclust.pictures._epochs import kept, states
+from jaxclust.pictures._epochs import all_kept, kept, states
 from jaxclust.pictures._plots import Line, Panel, lines, save
 from jaxclust.report.experiment import spanned
 from jaxclust.report.gallery import Gallery
@@ -28,7 +28,12 @@ Layers = Mapping[tuple[str, str], NDArray[np.float64]]  # all weights of each la
 
 def prepare(seen: Seen) -> Draw:
     """DataError unless the first checkpoint and later ones were kept."""
-    epochs = kept(seen)
+    epochs, there = kept(seen), all_kept(seen)
+    if (epochs[0] != 0 or len(epochs) < 2) and 0 in there and len(there) > 1:
+        raise DataError(
+            f"config.report.epochs={seen.stage.config.report.epochs!r} must include 0, the weights that later ones are "
+            f"compared with, and a later one; there is: {spanned(there)}"
+        )
     if epochs[0] != 0 or len(epochs) < 2:
         raise DataError(
             f"it needs checkpoints from the first on, and there are those of epochs {', '.join(map(str, epochs))}; a "
