@@ -149,8 +149,8 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results.
 
     Of a method that predicts no clusters there are only comparisons of its features, and no tables.
-    Every host works, host 0 writes. `seconds` is how long the training took; None: nothing was trained, what
-    results.json says stays. So does what evaluations found that are not asked for now, if it is of this checkpoint.
+    Every host works, host 0 writes. `seconds` is how long all starts of the training took; None: nothing was trained,
+    what results.json says stays. So does what evaluations found that are not asked for now, if of this checkpoint.
     """
     path = stage.workdir / "results.json"
     before = workdir_lib.results(stage.workdir)
@@ -396,4 +396,4 @@ def summary(results: dict[str, Any]) -> str:
             parts.append(f"{name} " + ", ".join(words))
     parts += [f"{key} {value:.3f}" for key, value in results.items() if key.endswith(HEADLINES)]
     parts += [f"{count:,} of {results['step']:,} steps skipped"] if (count := results.get("skipped_steps")) else []
-    return f"{'; '.join(parts)}; {results['seconds']:,.0f} s"
+    return "; ".join(parts)
