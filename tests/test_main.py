@@ -181,7 +181,8 @@ def test_a_folder_of_other_files_is_no_workdir(tmp_path, capsys):
 BAD = {
     "unknown key": (["--config.cluster.kk=3"], 2, r"config.cluster.kk is unknown; did you mean 'cluster.k'\?"),
     "unknown section": (["--config.optimiser.body.lr=3"], 2, r"did you mean 'optimizer.body.lr'\?"),
-    "wrong type": (["--config.rounds=many"], 2, "rounds"),
+    "wrong type": (["--config.rounds=many"], 2, r"^jaxclust: config.rounds='many' must be of type int \(.*\): [^-]*$"),
+    "no likely job": (["--job=xyzzy"], 2, "is unknown. There is: "),
     "too few clusters": (["--config.cluster.k=1"], 2, r"config.cluster.k=1 must be at least 2"),
     "fewer images than clusters": (["--config.cluster.k=1798"], 2, r"k=1798 clusters need .* there are 1797"),
     "unknown model": (["--config.model.name=convnets"], 2, r"model.name='convnets'.*did you mean 'convnet'"),
