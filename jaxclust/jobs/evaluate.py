@@ -33,6 +33,7 @@ from jaxclust.train import devices, loop, probes, skips, validation
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
+from jaxclust.train.writer import seconds_of
 
 SAMPLES_PER_CLUSTER = 24
 SAMPLED_CLUSTERS = 100
@@ -154,7 +155,7 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     """
     path = stage.workdir / "results.json"
     before = workdir_lib.results(stage.workdir)
-    seconds = before.get("seconds", 0.0) if seconds is None else seconds
+    seconds = before.get("seconds", seconds_of(stage.workdir / "metrics.jsonl")) if seconds is None else seconds
     results: dict[str, Any] = reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)

@@ -36,7 +36,8 @@ IN_FLIGHT = 8  # steps that may wait for the device: enough to keep it busy, few
 
 def steps_done(stage: Stage) -> int:
     """The step of the newest checkpoint of a stage, -1: it has none."""
-    step = Checkpoints(stage.workdir / "checkpoints" / stage.name).latest()
+    folder = stage.workdir / "checkpoints" / stage.name
+    step = Checkpoints(folder).latest() if Checkpoints.exist(folder) else None  # to look makes no folder
     return -1 if step is None else step
 
 
