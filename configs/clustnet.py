@@ -74,7 +74,11 @@ def diverse(config: ConfigDict) -> None:
 
 
 def separate(config: ConfigDict) -> None:
-    """Convolutions for the gate and for each expert, as shipped, for images of 28 x 28 at least."""
+    """Convolutions for the gate and for each expert, as shipped, for images of 28 x 28 at least.
+
+    At its shipped rate, that of the experts, this gate gives all of MNIST to one expert within an epoch; with
+    --config.clustnet.lr_gate=0.001 it keeps all five (benchmarks/RESULTS.md).
+    """
     config.data.image_size = max(config.data.image_size, 28)
     s = config.clustnet
     s.gate.layers, s.gate.dense_layers, s.gate.dense_size = 5, 1, (64,)

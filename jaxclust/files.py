@@ -1,5 +1,6 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and locks of the operating system say who may write them."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -52,3 +53,24 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged, such as by a copy that was cut off or a full disk: {error}") from None
     return content
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[bool]:
+    """Whether the lock `path` is ours within the block; the kernel frees it when the process ends, however it does.
+
+    `how` is `fcntl.LOCK_EX`, to wait for it, or with `fcntl.LOCK_NB`, not to. ConfigError where there are no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            mine = False
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir: its file system cannot lock {path} ({error}); choose another place"
+            ) from None
+        else:
+            mine = True
+        yield mine

@@ -350,6 +350,27 @@ def test_diversities_and_gate_entropy_reward_entropy():
     assert found[0] == pytest.approx(entropy(p[:8].mean(axis=0)), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", clustnet.LAYERED)
+def test_terms_of_maps_and_filters_are_added_to_the_loss_to_be_small(name):
+    net, params, _ = made(settings(**CONVOLUTIONS, **{f"clustnet__{name}": 0.5}), np.zeros((1, 8, 8, 1), np.uint8))
+    rng = np.random.default_rng(0)
+    maps = rng.random((2, 5, 6, 2, 2, 2)).astype(np.float32)
+    choice, target = np.eye(5, dtype=np.float32)[rng.integers(2, size=(2, 6))], rng.integers(2, size=(2, 6))
+    key = jax.random.fold_in(clustnet._key(net, "filters"), 7)
+
+    def added(maps, choice, target):
+        said = mixture.Said(jnp.zeros((6, 5)), choice, None, maps, {})
+        return clustnet.added(net, params, said, {"target": target, "step": 7})
+
+    def alone(maps, choice, target):
+        if name == "filter_similarity":  # of the last convolution
+            return terms.filter_similarity(params["experts"]["stack"]["conv2_conv"]["kernel"], key)
+        return getattr(terms, name)(maps, terms.sets(maps, choice, target))
+
+    found, expected = (over_devices(f)(maps, choice, target) for f in (added, alone))
+    assert abs(expected) > 1e-3 and float(found) == pytest.approx(0.5 * float(expected), rel=1e-5)
+
+
 def test_filters_of_one_expert_are_compared_with_those_of_the_others(float64):
     kernels = np.random.default_rng(0).standard_normal((3, 2, 2, 1, 4))
     key = jax.random.key(3)
@@ -418,6 +439,11 @@ def test_without_turns_both_move_and_the_encoder_twice_and_separated_training_be
         for name, rate in (("gate", 0.01), ("experts", 0.1), ("body", 0.11)):
             for old, new in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
                 np.testing.assert_allclose(old - new, rate * momentum, rtol=1e-5)
+    config = settings(batch_size=2, clustnet__lr=0.1, clustnet__lr_gate=0.01, clustnet__encoder__gradient="gate")
+    (before, _, after, _), *_ = steps(config, 1)
+    np.testing.assert_allclose(before["body"] - after["body"], 0.01, rtol=1e-5)  # the experts leave it alone
+    (before, _, after, _), *_, (waiting, _, still, _) = steps(with_settings(config, clustnet__period=1), 2)
+    assert moved(before["body"], after["body"]) and not moved(waiting["body"], still["body"])
     separated = settings(batch_size=2, clustnet__mode="separated", clustnet__period=1)
     who = ["gate" if moved(before["gate"], after["gate"]) else "experts" for before, _, after, _ in steps(separated, 3)]
     assert who == ["experts", "gate", "experts"]
@@ -433,6 +459,22 @@ def test_a_list_of_rates_is_shared_out_over_epochs_and_a_switch_resets_the_momen
         momentum = 0.5 * momentum + 1
         expected.append(rate * momentum)
     np.testing.assert_allclose(lengths, expected, rtol=2e-3)
+
+
+def test_the_gate_may_have_a_list_of_rates_of_its_own_or_has_that_of_the_experts():
+    lists = {"clustnet__lr": 0.1, "clustnet__lr_next": (0.01,)}
+    own = settings(rounds=4, **lists, clustnet__lr_gate=0.5, clustnet__lr_gate_next=(0.25,))
+    assert turns.rates(own) == {"gate": (0.5, 0.25), "experts": (0.1, 0.01)}
+    assert turns.rates(settings(rounds=4, **lists)) == {"gate": (0.1, 0.01), "experts": (0.1, 0.01)}
+    with pytest.raises(ConfigError, match="gate and experts must have equally many rates"):
+        turns.rates(settings(rounds=4, **lists, clustnet__lr_gate=0.5))
+
+
+def test_the_last_layer_of_an_autoencoder_is_linear_unless_it_is_asked_to_be_as_published():
+    sizes = {"clustnet__encoder__pool": 1, "clustnet__encoder__pool_out": 1, "clustnet__encoder__kernel": 3}
+    for asked in (False, True):
+        net = cae.network(settings("cae", clustnet__encoder__decoder_relu=asked, **sizes), (8, 8, 1))
+        assert net.decoder.last_relu == asked
 
 
 def test_noise_is_added_to_the_gates_gradient_alone_and_as_large_as_asked():
@@ -465,6 +507,45 @@ def test_an_expert_sees_nothing_of_images_that_it_is_not_given_and_always_drawn_
     assert (found["sample"]["groups"] != found["always_sample"]["groups"]).any(axis=1).mean() > 0.3
     for name in ("groups", "log_probs"):
         np.testing.assert_allclose(np.exp(found["sample"][name]).sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decision", ["sample", "argmax"])
+def test_in_training_experts_are_drawn_anew_for_each_position_or_not_at_all(decision):
+    images = few_digits(100).splits["train"].images
+    net, params, stats = made(settings(clustnet__decision=decision), images)
+    noise = gate.noise(jax.random.key(1), jnp.arange(100), 5)
+    said = mixture.forward(net, params, stats, images, noise, True, jax.random.key(0))
+    drawn, likeliest = (f(said.logits, noise, 1.0) for f in (gate.drawn, gate.likeliest))
+    assert (drawn != likeliest).any(axis=1).mean() > 0.3
+    np.testing.assert_array_equal(said.choice, drawn if decision == "sample" else likeliest)
+
+    @jax.jit
+    def learnt(positions):
+        of = {"views": {"train": images}, "position": positions, "weight": jnp.ones(100), "target": jnp.zeros(100, int)}
+        one = jax.vmap(lambda key: clustnet.joint(net, params, stats, of, key), axis_name=AXIS)
+        return one(jax.random.key(0)[None]).log_probs[0]
+
+    first, same, other = (learnt(jnp.arange(start, start + 100)) for start in (0, 0, 100))
+    np.testing.assert_array_equal(first, same)
+    assert ((first != other).any(axis=1).mean() > 0.3) == (decision == "sample")
+
+
+def test_the_temperature_of_the_settings_is_that_of_the_draws_gradient():
+    images = few_digits(20).splits["train"].images
+    noise = gate.noise(jax.random.key(1), jnp.arange(20), 5)
+    found = {}
+    for temperature in (0.2, 2.0):
+        net, params, stats = made(settings(clustnet__decision="gumbel", clustnet__temperature=temperature), images)
+        logits = mixture.forward(net, params, stats, images, noise, True, jax.random.key(0)).logits
+
+        def chosen(of_gate, net=net, params=params, stats=stats):
+            changed = {**params, "gate": of_gate}
+            return mixture.forward(net, changed, stats, images, noise, True, jax.random.key(0)).choice[:, 0].sum()
+
+        found[temperature] = jax.jit(jax.grad(chosen))(params["gate"])["output"]["bias"]
+        expected = jax.grad(lambda b, a=logits, t=temperature: jax.nn.softmax((a + b + noise) / t)[:, 0].sum())
+        np.testing.assert_allclose(found[temperature], expected(jnp.zeros(5)), atol=1e-5)
+    assert np.abs(found[0.2] - found[2.0]).max() > 0.1
 
 
 @pytest.mark.parametrize("gradient", ["both", "gate", "none"])

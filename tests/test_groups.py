@@ -106,6 +106,7 @@ def test_unknown_labels_do_not_count_and_other_methods_have_no_such_figures():
     assert "acc_p" not in measured(np.zeros(2, int), np.array([5, 6]))
     assert groups.measure({"cluster": labels}, labels, clustnet(), None) == {}
     assert groups.measure(predictions([0], 5), None, clustnet(), None) == {}
+    assert measured(np.zeros(3, int), np.full(3, -1)) == {}
 
 
 def test_judged_are_the_true_groups_for_any_seed_unless_those_of_the_published_code_are_asked_for():
@@ -114,3 +115,8 @@ def test_judged_are_the_true_groups_for_any_seed_unless_those_of_the_published_c
     upstream = {seed: groups.judged(clustnet(seed=seed, evaluate__metric_groups="upstream")) for seed in (1, 2)}
     assert upstream[1] == ([2, 9, 6, 4, 0], [1, 3, 5, 7, 8])
     assert upstream[2] == ([4, 1, 5, 0, 7], [2, 3, 6, 8, 9])
+    labels = np.repeat(TEN, 2)
+    expert = np.array([[2, 9, 6, 4, 0].index(c) if c in upstream[1][0] else 3 for c in labels])
+    values = measured(expert, labels, 5, seed=1, evaluate__metric_groups="upstream")
+    assert values["acc_p"] == 1 and values["acc_n"] == pytest.approx(0.2)
+    assert measured(expert, labels, 5, seed=1)["acc_p"] < 1

@@ -1,21 +1,26 @@
 """The command line as people use it: jobs, files, exit codes, and one message for what is wrong."""
 
 import csv
+import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
-from small import digit_files, few_digits, run, smoke
+from small import digit_files, few_digits, few_vectors, run, small_config, smoke
 
 from jaxclust import main
 from jaxclust.config import from_file
-from jaxclust.errors import ConfigError
+from jaxclust.data.split import from_array
+from jaxclust.errors import ConfigError, DataError
+from jaxclust.files import locked
 from jaxclust.train import workdir as train_workdir
 
 
@@ -136,6 +141,51 @@ def test_images_that_changed_since_the_run_began_are_refused(trained, photos, ca
         assert "no longer those that the run" in capsys.readouterr().err
     finally:
         extra.unlink()
+
+
+def test_other_images_of_the_same_names_are_refused_and_copies_are_not(trained, photos, tmp_path, capsys):
+    copies = shutil.copytree(photos, tmp_path / "copies")
+    for path in copies.glob("*/*.PNG"):  # as another decoder might see them
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        Image.fromarray(np.where(pixels > 0, pixels - 1, 1).astype(np.uint8)).save(path)
+    assert smoke(trained, f"--config.data.source=folder:{copies}", "--config.batch_size=64") == 0
+    for path in [*copies.glob("*/*.PNG")][::2]:
+        with Image.open(path) as image:
+            image.rotate(90).save(path)
+    before = {path: path.read_bytes() for path in trained.rglob("*.csv")}
+    capsys.readouterr()
+    assert smoke(trained, f"--config.data.source=folder:{copies}", "--config.batch_size=64") == 3
+    assert re.search(r"\d+ of 32 images of 'train' .*scan.PNG, have the names of those", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in before} == before
+    assert smoke(trained, f"--config.data.source=folder:{photos}", "--config.batch_size=64") == 0
+
+
+def test_vectors_that_changed_are_refused_though_few_of_their_numbers_did(tmp_path):
+    config, source = small_config(data__source="features"), few_vectors()
+    train_workdir.write(config, tmp_path, source, 1)
+    train_workdir.check(config, tmp_path, source)
+    rows = source.splits["train"].images.copy()
+    rows[:, 0] += 0.01
+    other = from_array(rows, source.splits["train"].image_shape, source.splits["train"].name_of)
+    with pytest.raises(DataError, match="32 of 32 images of 'train' that were looked at"):
+        train_workdir.check(config, tmp_path, source._replace(splits={**source.splits, "train": other}))
+
+
+def test_a_second_training_in_a_workdir_is_refused_while_the_first_one_runs(trained, photos, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    arguments = [f"--config.data.source=folder:{photos}", "--config.batch_size=64"]
+    with locked(trained / "lock", fcntl.LOCK_EX):
+        assert smoke(trained, *arguments) == 2
+        assert f"--workdir={trained} is in use: another process trains in it" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert smoke(trained, *arguments) == 0
+
+
+def test_a_file_system_without_locks_is_warned_of(trained, photos, monkeypatch, caplog):
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(38, "Function not implemented")))
+    assert smoke(trained, f"--config.data.source=folder:{photos}", "--config.batch_size=64") == 0
+    assert "cannot lock" in caplog.text and "Do not start a second training" in caplog.text
 
 
 def test_what_is_set_for_a_stage_alone_may_change_until_it_begins(tmp_path):

@@ -210,7 +210,7 @@ def warnings(
         words.append(
             "The clustering has collapsed: all images are in one cluster, so the network has "
             "nothing left to learn. Try a lower optimizer.body.lr (of SPICE's heads spice.lr), cluster.whiten=True, "
-            "with ClustNet clustnet.group_diversity=1, or check that the images differ."
+            "with ClustNet clustnet.group_diversity=1 or a lower clustnet.lr_gate, or check that the images differ."
         )
     elif share > 0.5:
         more = "larger cluster.k" if k is not None else "smaller cluster.pic.neighbours or cluster.pic.alpha"

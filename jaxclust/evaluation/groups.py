@@ -29,6 +29,8 @@ def measure(
     labels, cluster = np.asarray(labels), np.asarray(predictions["cluster"])
     of_groups, gate = np.asarray(predictions["groups"]), np.exp(np.asarray(predictions["log_probs"], np.float64))
     known, positive = labels >= 0, np.isin(labels, classes(config.groups)[0])
+    if not known.any():
+        return {}
     right = of_groups[np.arange(len(labels)), positive.astype(int)]
     values = {
         "binary": float(np.mean(np.asarray(predictions["binary"])[known] == positive[known])),

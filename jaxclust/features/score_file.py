@@ -64,8 +64,9 @@ def write(path: Path, scores: Scores) -> None:
         np.savetxt(temporary, table, kinds, ",", header=header(k, scores.id is not None), comments="")
 
 
-def read(path: Path, lines: int = 0) -> Scores:
-    """Reads a file; DataError says what is wrong with it, also if it has not so many `lines` (0: any)."""
+def read(path: Path, rows: int = 0, where: str = "") -> Scores:
+    """Reads a file; DataError says what is wrong with it, also if it has not so many `rows` (0: any), as is known
+    from `where`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -76,8 +77,8 @@ def read(path: Path, lines: int = 0) -> Scores:
         raise DataError(f"begins with {first[:60]!r}, not with #origTarg,targ,pred[2],clust[K]")
     if not body.endswith("\n"):
         raise DataError("ends in the middle of a line" if body else "has no row")
-    if lines and text.count("\n") != lines:
-        raise DataError(f"has {text.count(chr(10)) - 1:,} rows, where the other epochs have {lines - 1:,}")
+    if rows and body.count("\n") != rows:
+        raise DataError(f"has {body.count(chr(10)):,} rows, {where}")
     try:
         table = np.loadtxt(body.splitlines(), delimiter=",", ndmin=2, comments=None)
     except ValueError as error:

@@ -70,7 +70,7 @@ CLUSTNET = {
     "encoder": _stack(0, 32, 4, (2, 2))
     | {
         "dim": number(100, 1, 65536, "length of the code that gate and experts see"),
-        "gradient": choice("both", ("gate", "none"), "what moves the encoder; none: it is in evaluation mode"),
+        "gradient": choice("both", ("gate", "none"), "who moves the encoder; none: it is in evaluation mode"),
         "decoder_relu": flag(False, "cae: whether the last layer has batch norm and ReLU, as published"),
     },
 }

@@ -10,8 +10,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from jaxclust import config as config_lib
 from jaxclust import pictures, plugins
 from jaxclust.data.source import Source, of_stage, open_source
 from jaxclust.errors import ConfigError, DataError, JaxclustError, Stopped
-from jaxclust.files import read_json, write_json
+from jaxclust.files import locked, read_json, write_json
 from jaxclust.jobs import report as report_job
 from jaxclust.jobs import train
 from jaxclust.jobs.options import Options
@@ -340,21 +339,3 @@ def is_finished(run: Run, workdir: Path) -> bool:
 def may_grow(name: str) -> bool:
     """Whether a setting may differ from an earlier start and leaves more to do."""
     return name.rpartition(".")[2] in ("rounds", "steps", "stages") or ".evaluate." in f".{name}"
-
-
-@contextmanager
-def locked(path: Path, how: int) -> Iterator[bool]:
-    """Whether the lock `path` is ours within the block; the kernel frees it when the process ends, however it does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            mine = False
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir: its file system cannot lock {path} ({error}); choose another place"
-            ) from None
-        else:
-            mine = True
-        yield mine

@@ -1,15 +1,21 @@
 """--job=train: from images to clusters, features' checkpoint, results and report in one command."""
 
+import fcntl
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import hosts, pictures
 from jaxclust.config import stage_names
 from jaxclust.data.source import Source, of_stage, open_source
+from jaxclust.errors import ConfigError
 from jaxclust.evaluation import suite
+from jaxclust.files import locked
 from jaxclust.heartbeats import uncounted
 from jaxclust.jobs import evaluate, report
 from jaxclust.jobs.options import Options
@@ -43,10 +49,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     used = stages[0].mesh.size
     if (before := workdir_lib.devices_used(workdir)) not in (None, used):
         print(f"begun on {before} devices, now on {used}: the same images in the same order, rounded otherwise")
-    finished = all(steps_done(stage) >= stage.lengths.stage for stage in stages)
-    workdir_lib.write(config, workdir, source, used, keep=finished and is_longer(stages))
-    with stop_signal() as stop:
+    with alone(config, workdir), stop_signal() as stop:
         earlier = seconds_of(workdir / "metrics.jsonl")
+        finished = all(steps_done(stage) >= stage.lengths.stage for stage in stages)
+        workdir_lib.write(config, workdir, source, used, keep=finished and is_longer(stages))
         evaluate.write_untrained(stages[0], sources[names[0]])
         for stage in stages:
             snapshot = run_stage(stage, stop)
@@ -71,6 +77,28 @@ def is_longer(stages: Sequence[Stage]) -> bool:
         has, asked = (f"{steps / stage.lengths.round:g}" for steps in (steps_done(stage), stage.lengths.stage))
         print(f"{stage.name}: has {has} rounds already, {asked} were asked for; config.json stays as it is", flush=True)
     return bool(longer)
+
+
+@contextmanager
+def alone(config: ConfigDict, workdir: Path) -> Iterator[None]:
+    """No other process trains in `workdir` within the block; ConfigError, on all hosts, if one does."""
+    with ExitStack() as held:
+
+        def hold() -> dict[str, np.ndarray]:
+            try:
+                mine = held.enter_context(locked(workdir / workdir_lib.LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except ConfigError as error:
+                logging.getLogger(__name__).warning("%s. Do not start a second training in it", error)
+            else:
+                if not mine:
+                    raise ConfigError(
+                        f"--workdir={workdir} is in use: another process trains in it. Wait for that, stop it, or "
+                        "choose another --workdir"
+                    )
+            return {}
+
+        hosts.from_first(hold, "the lock of the workdir", config.runtime.deadline)
+        yield
 
 
 def ready(config: ConfigDict, name: str, source: Source, workdir: Path) -> Stage:

@@ -1,10 +1,11 @@
 """ClustNet's two optimisers, and whose turn it is (sections 2.5 and 2.6 of our specification).
 
 One moves the encoder and the gate, the other the encoder and the experts, by the same gradient; each has moments of its
-own for the encoder, which both move. Who waits keeps its parameters and moments, bit for bit.
+own for the encoder, which both move unless `encoder.gradient` leaves it to the gate. Who waits keeps its parameters and
+moments, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,17 @@ from jaxclust import runtime
 from jaxclust.errors import ConfigError
 from jaxclust.methods.base import DataInfo
 
-GROUPS = {"gate": ("body", "gate"), "experts": ("body", "experts", "top")}
-"""Which parameters each of the two moves."""
-
 RULES: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
     "sgd": lambda settings: optax.trace(settings.momentum),  # v = mu v + g
     "adam": lambda settings: optax.scale_by_adam(),
     "amsgrad": lambda settings: optax.scale_by_amsgrad(),
 }
+
+
+def moved(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """The parameters that each of the two moves."""
+    shared = ("body",) if settings.encoder.gradient == "both" else ()
+    return {"gate": ("body", "gate"), "experts": (*shared, "experts", "top")}
 
 
 def epoch(config: ConfigDict, info: DataInfo) -> int:
@@ -62,29 +66,29 @@ def optimizer(config: ConfigDict, info: DataInfo) -> optax.GradientTransformatio
     With n rates the rate of epoch e, from 1, changes where (e - 1) mod ((epochs + 1) // n) = 0.
     """
     s, steps = config.clustnet, epoch(config, info)
-    rule, by_group = RULES[s.optimizer](s), rates(config)
+    rule, by_group, groups = RULES[s.optimizer](s), rates(config), moved(s)
     count = len(by_group["gate"])
     length = (config.rounds + 1) // count * steps if count > 1 else 1
     key = runtime.key(config.seed, config.method, "noise")
 
     def init(params: Any) -> Any:
-        return {name: rule.init(_part(params, name)) for name in GROUPS}
+        return {name: rule.init(_part(params, keys)) for name, keys in groups.items()}
 
     def update(gradient: Any, state: Any, params: Any = None, *, step: jax.Array, **extra: Any) -> tuple[Any, Any]:
         if s.noise:
             gradient = {**gradient, "gate": noisy(gradient["gate"], s.noise, jax.random.fold_in(key, step))}
         number = jnp.minimum(step // length, count - 1)
         switched = (count > 1) & (step % length == 0) & (step // length < count)
-        moved, states = jax.tree.map(jnp.zeros_like, gradient), {}
+        total, states = jax.tree.map(jnp.zeros_like, gradient), {}
         for name, of_group in by_group.items():
-            own = _part(gradient, name)
+            own = _part(gradient, groups[name])
             before = _choose(switched, rule.init(own), state[name])
             changes, after = rule.update(own, before)
             free, rate = moves(name, step, steps, s), jnp.asarray(of_group)[number]
             states[name] = _choose(free, after, before)
             for key_, change in changes.items():
-                moved[key_] = jax.tree.map(partial(_added, free, rate), moved[key_], change)
-        return moved, states
+                total[key_] = jax.tree.map(partial(_added, free, rate), total[key_], change)
+        return total, states
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -109,8 +113,8 @@ def noisy(gradient: Any, share: float, key: jax.Array) -> Any:
     return jax.tree.unflatten(tree, found)
 
 
-def _part(tree: Any, name: str) -> Any:
-    return {key: tree[key] for key in GROUPS[name] if key in tree}
+def _part(tree: Any, keys: Sequence[str]) -> Any:
+    return {key: tree[key] for key in keys if key in tree}
 
 
 def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:

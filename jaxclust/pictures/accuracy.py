@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclust.errors import DataError
+from jaxclust.features.score_file import Scores
 from jaxclust.pictures import Draw
 from jaxclust.pictures._plots import ROOM, SHARE, Bars, Line, Panel, bars, lines, save
 from jaxclust.report import experiment
@@ -42,7 +44,8 @@ def draw(nets: Sequence[Net], folder: Path) -> Gallery:
     caption = (
         f"By the files of {split} in scores/: the share of right groups (dashed), and for P (solid) and N (dotted) "
         "the share of images whose expert stands for their class under the best pairing. Bars: the total variation, "
-        "the sum of |a(t+1) - a(t)| over the epochs that a net has. metrics.csv has the numbers."
+        "the sum of |a(t+1) - a(t)| over the epochs that a net has, without epoch 0, the untrained network. "
+        "metrics.csv has the numbers."
     )
     return Gallery("Accuracy over epochs", caption, images, skipped=skipped)
 
@@ -53,13 +56,17 @@ def measures(nets: Sequence[Net]) -> tuple[dict[int, Epochs], tuple[str, ...]]:
     skipped: tuple[str, ...] = ()
     for net in nets:
         try:
-            found[net.number], damaged = experiment.of_epochs(net, partial(experiment.measured, net.config))
+            found[net.number], damaged = experiment.of_epochs(net, partial(_measured, net.config))
         except DataError as error:
             damaged = (f"{net.name}: {error}",)
         skipped += damaged
     if not found:
         raise DataError("; ".join(skipped))
     return found, skipped
+
+
+def _measured(config: ConfigDict, _: int, scores: Scores) -> dict[str, float]:
+    return experiment.measured(config, scores)
 
 
 def _panels(nets: Sequence[Net], found: Mapping[int, Epochs]) -> list[Panel]:
@@ -92,8 +99,9 @@ def _variation(nets: Sequence[Net], found: Mapping[int, Epochs]) -> Bars:
 
 
 def variation(epochs: Epochs, measure: str) -> float:
-    """The total variation of a measure over epochs."""
-    return experiment.total_variation(series(epochs, measure)[1])
+    """The total variation of a measure over epochs, from 1 on: files of train have no epoch 0."""
+    trained = {epoch: values for epoch, values in epochs.items() if epoch > 0}
+    return experiment.total_variation(series(trained, measure)[1])
 
 
 def write(path: Path, nets: Sequence[Net], found: Mapping[int, Epochs]) -> None:

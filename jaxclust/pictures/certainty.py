@@ -30,7 +30,7 @@ def read(net: Net) -> Draw:
 
 def draw(net: Net, folder: Path) -> Gallery:
     """certainty.png, a bar for each epoch, and certainty.csv."""
-    found, skipped = experiment.of_epochs(net, lambda scores: ranked(scores.gate))
+    found, skipped = experiment.of_epochs(net, lambda _, scores: ranked(scores.gate))
     write(folder / "certainty.csv", found)
     heights = np.stack(list(found.values()), axis=1)
     series = ["the largest", *(f"number {rank}" for rank in range(2, len(heights) + 1))]

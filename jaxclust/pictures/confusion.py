@@ -48,7 +48,8 @@ def read(net: Net) -> Draw:
 def draw(net: Net, folder: Path) -> Gallery:
     """p-, n- and all-epoch<e>.png, and the counts as CSV files; by default of the last epoch."""
     both = groups.judged(net.config)
-    found, skipped = experiment.of_epochs(net, lambda scores: [matrix(scores, of) for of in both], last=True)
+    matrices = lambda _, scores: [matrix(experiment.labelled(scores), of) for of in both]  # noqa: E731
+    found, skipped = experiment.of_epochs(net, matrices, last=True)
     images = []
     for epoch, (p, n) in found.items():
         shown = {"p": ("P", p, COLUMN), "n": ("N", n, COLUMN), "all": ("all classes", beside(p, n), ALL)}

@@ -23,12 +23,14 @@ from jaxclust.pictures._plots import save
 from jaxclust.progress import progress
 from jaxclust.report import experiment, figures
 from jaxclust.report.gallery import Gallery, Shown
+from jaxclust.train.image_rows import between
 
 SIDE = 300  # pixels of a file
 ROWS = 20  # classes on a sheet
 COLUMNS = 13
 COLUMN_NAMES = ("id", "path", "class", "target", "predicted", "expert")
 GROUPS = "NP"
+WITH_ID = "a training with --config.scores.index=True writes it"
 
 
 class Failures(NamedTuple):
@@ -53,7 +55,12 @@ def draw(seen: Seen, source: Source, folder: Path) -> Gallery:
     name, split = split_of(seen, source)
     net = experiment.alone(seen.stage.workdir, seen.stage.config)
     in_order = experiment.of_split(net.config) == "test"
-    found, skipped = experiment.of_epochs(net, partial(wrong, split.size, in_order), last=True)
+
+    def failed_in(epoch: int, scores: Scores) -> Failures:
+        known = in_order or scores.id is not None
+        return wrong(split.size, in_order, scores if known else named(seen, epoch, scores))
+
+    found, skipped = experiment.of_epochs(net, failed_in, last=True)
     images = []
     for epoch, failed in found.items():
         write(folder / f"epoch{epoch}.csv", failed, split, source.class_names or ())
@@ -67,6 +74,24 @@ def draw(seen: Seen, source: Source, folder: Path) -> Gallery:
     return Gallery("Failure cases", caption, images, epochs=experiment.spanned([*found]), skipped=skipped)
 
 
+def named(seen: Seen, epoch: int, scores: Scores) -> Scores:
+    """Scores of an epoch of training with the images that its rows are of, as rows/<stage>/ has them in their order.
+
+    DataError where that is missing, or says other things of the images.
+    """
+    stage = seen.stage
+    step = epoch * stage.lengths.round
+    start, folder = step - stage.lengths.round, stage.workdir / "rows" / stage.name
+    first = start * stage.config.batch_size
+    try:
+        gate, ids = between(folder, (start, step), (first, first + len(scores.label)), ("gate", "id"))
+    except DataError as error:
+        raise DataError(f"has no column sampleIdx, and {error}; {WITH_ID}") from None
+    if gate.shape != scores.gate.shape or not np.allclose(gate, scores.gate, rtol=1e-6):
+        raise DataError(f"has no column sampleIdx, and {folder} says other things of its images; {WITH_ID}")
+    return scores._replace(id=ids)
+
+
 def wrong(size: int, in_order: bool, scores: Scores) -> Failures:
     """Where group and prediction differ; DataError unless it is known which of `size` images the rows are of.
 
@@ -75,8 +100,8 @@ def wrong(size: int, in_order: bool, scores: Scores) -> Failures:
     rows = np.flatnonzero((scores.group >= 0) & (scores.binary != scores.group))
     if scores.id is None and not (in_order and len(scores.label) == size):
         raise DataError(
-            f"has {len(scores.label):,} rows for {size:,} images, and no column sampleIdx says which they are of; a "
-            "training with --config.scores.index=True writes it"
+            f"has {len(scores.label):,} rows for {size:,} images, and no column sampleIdx says which they are of; "
+            f"{WITH_ID}"
         )
     ids = rows.astype(np.int32) if scores.id is None else scores.id[rows]
     if len(ids) and not 0 <= ids.min() <= ids.max() < size:

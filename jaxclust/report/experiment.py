@@ -5,6 +5,7 @@ order of their ids; scores/epoch<e>_train.csv of the images that epoch e trained
 of our specification of ClustNet).
 """
 
+import csv
 import math
 import re
 from collections import Counter
@@ -16,10 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import config as config_lib
+from jaxclust.data.groups import classes
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import groups
 from jaxclust.features import score_file
 from jaxclust.features.score_file import Scores
+from jaxclust.files import read_json
 from jaxclust.kinds import spans
 from jaxclust.progress import progress
 from jaxclust.report import figures
@@ -114,27 +117,34 @@ def of_split(config: ConfigDict) -> str:
     return "train" if config.report.split == "train" else "test"
 
 
-def of_epochs(net: Net, what: Callable[[Scores], T], last: bool = False) -> tuple[dict[int, T], tuple[str, ...]]:
-    """What `what` says of the scores of each epoch that `report.epochs` asks for (by default all, or the `last`).
+def of_epochs(net: Net, what: Callable[[int, Scores], T], last: bool = False) -> tuple[dict[int, T], tuple[str, ...]]:
+    """What `what` says of each epoch that `report.epochs` asks for (by default all, or the `last`) and its scores.
 
-    Damaged and half-written files are skipped, and named. DataError: there is none that can be read.
+    Damaged and half-written files are skipped, and named, as are those of another run. DataError: there is none that
+    can be read.
     """
     there = files(net.workdir, of_split(net.config))
     if not there:
         raise DataError(missing(net))
     asked = asked_epochs(there, net.config, last)
-    lengths = Counter(_lines(path) for path in there.values())
-    usual = max(lengths, key=lambda lines: (lengths[lines], lines))  # each epoch sees as many images
-    found, skipped = {}, []
+    rows = _rows(net, there.values())
+    found: dict[int, T] = {}
+    skipped: dict[str, str] = {}
     for epoch in progress(asked, len(asked), f"scores of {net.name}", "files"):
         path = there[epoch]
         try:
-            found[epoch] = what(score_file.read(path, usual))
+            scores = score_file.read(path, *rows)
+            _check(scores, net.config)
+            found[epoch] = what(epoch, scores)
         except DataError as error:
-            skipped.append(f"{path.relative_to(net.workdir.parent)}: {error}")
+            skipped[str(path.relative_to(net.workdir.parent))] = str(error)
     if not found:
-        raise DataError(f"no file of scores can be read; {'; '.join(skipped)}")
-    return found, tuple(skipped)
+        names = {why: [name for name, of in skipped.items() if of == why] for why in skipped.values()}
+        raise DataError(
+            "no file of scores can be used; "
+            + "; ".join(f"{of[0]}{f' and {len(of) - 1} more' * (len(of) > 1)}: {why}" for why, of in names.items())
+        )
+    return found, tuple(f"{name}: {why}" for name, why in skipped.items())
 
 
 def missing(net: Net) -> str:
@@ -146,11 +156,48 @@ def missing(net: Net) -> str:
     )
 
 
+def _rows(net: Net, there: Iterable[Path]) -> tuple[int, str]:
+    """How many images each file is of, and in words who says so: the run, or most of the files that are `there`.
+
+    Of the images of an epoch of training only the files know.
+    """
+    if of_split(net.config) == "test" and (size := scored(net.workdir)):
+        return size, f"where images.csv and data.json of the run have {size:,} images"
+    lengths = Counter(_lines(path) - 1 for path in there)
+    usual = max(lengths, key=lambda rows: (lengths[rows], rows))  # each epoch sees as many images
+    return usual, f"where the other epochs have {usual:,}"
+
+
+def scored(workdir: Path) -> int:
+    """How many test images a run has, or where it has none, images to train on; 0 where its files do not say."""
+    try:
+        with (workdir / "images.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            test = sum(row[:1] == ["test"] for row in csv.reader(file))
+        return test or int(read_json(workdir / "data.json")["size"])
+    except (OSError, csv.Error, DataError, KeyError, TypeError, ValueError):
+        return 0
+
+
 def _lines(path: Path) -> int:
     try:
         return path.read_bytes().count(b"\n")
     except OSError:
         return 0
+
+
+def _check(scores: Scores, config: ConfigDict) -> None:
+    """DataError where scores are of another number of experts, or of other groups, than those of the run."""
+    k, of_run = scores.gate.shape[1], config.cluster.k
+    if k != of_run:
+        raise DataError(f"is of {k} experts, the run has {of_run}")
+    expected = np.select([np.isin(scores.label, of) for of in classes(config.groups)], [1, 0], -1)
+    wrong = (scores.label >= 0) & (scores.group != expected)
+    if wrong.any():
+        line = int(wrong.argmax())
+        raise DataError(
+            f"contradicts the run: line {line + 2} has class {scores.label[line]} in group {scores.group[line]}, which "
+            f"config.groups={config.groups!r} puts in group {expected[line]} (1: the first, 0: the second, -1: none)"
+        )
 
 
 def files(workdir: Path, split: str) -> dict[int, Path]:
@@ -183,12 +230,23 @@ def spanned(numbers: Sequence[int]) -> str:
 
 
 def measured(config: ConfigDict, scores: Scores) -> dict[str, float]:
-    """What the evaluation "groups" says of a file: binary, acc_p, acc_n, nll and so on (section 2.7)."""
+    """What the evaluation "groups" says of a file: binary, acc_p, acc_n, nll and so on (section 2.7).
+
+    DataError where no label is known.
+    """
+    labelled(scores)
     logs = np.log(np.maximum(scores.gate, math.ulp(0.0)))
     predictions = {
         "cluster": scores.expert, "groups": scores.log_probs, "log_probs": logs, "binary": scores.binary
     }  # fmt: skip
     return groups.measure(predictions, scores.label, config, _no_rows)
+
+
+def labelled(scores: Scores) -> Scores:
+    """The scores themselves; DataError where no label is known."""
+    if not (scores.label >= 0).any():
+        raise DataError("the images have no labels")
+    return scores
 
 
 def _no_rows() -> groups.Chunked:

@@ -1,11 +1,14 @@
 """What a method says of each image during training: written by position, or remembered by id for the next refresh."""
 
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxclust import hosts, runtime
+from jaxclust.errors import DataError
 from jaxclust.files import replacing
 from jaxclust.methods.base import Targets
 
@@ -61,6 +64,29 @@ class ImageRows:
         arrays = {name: _by_position([rows[name] for rows in fetched]) for name in fetched[0]}
         self._fetched.append(arrays)
         return arrays
+
+
+def between(
+    folder: Path, steps: tuple[int, int], positions: tuple[int, int], names: Sequence[str]
+) -> tuple[np.ndarray, ...]:
+    """The rows called `names` of the first of two positions up to before the second, in their order, as `folder` has
+    them of the steps after the first of two up to the second.
+
+    DataError if some are missing, or a file is damaged.
+    """
+    first, last = positions
+    parts = []
+    for path in sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)):
+        if int(path.stem) > steps[0]:
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    own = (file["position"] >= first) & (file["position"] < last)
+                    parts.append([file[name][own] for name in names])
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise DataError(f"{path} is damaged, such as by a copy that was cut off: {error}") from None
+    if sum(len(part[0]) for part in parts) != last - first:
+        raise DataError(f"{folder} has no longer what the steps {steps[0]:,} to {steps[1]:,} said of their images")
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def _by_position(steps: list[np.ndarray]) -> np.ndarray:

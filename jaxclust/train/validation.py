@@ -6,10 +6,10 @@ import numpy as np
 
 from jaxclust import hosts
 from jaxclust.data.split import Split
-from jaxclust.errors import DataError
 from jaxclust.evaluation import retrieval, suite
 from jaxclust.features import score_file
 from jaxclust.methods.base import TrainState
+from jaxclust.train import image_rows
 from jaxclust.train.lengths import due
 from jaxclust.train.refresh import run
 from jaxclust.train.stage import Stage, seen_labels
@@ -98,18 +98,8 @@ def _write_seen(stage: Stage, step: int) -> None:
     groups = seen_labels(stage.method, stage.config, stage.info, stage.split)
     known = stage.split.size if groups is None else int((groups >= 0).sum())
     filled = count * size % known if count * size > known else 0
-    first, last = start * size, step * size - filled
-    folder = stage.workdir / "rows" / stage.name
-    parts = []
-    for path in sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)):
-        if int(path.stem) > start:
-            with np.load(path, allow_pickle=False) as file:
-                own = (file["position"] >= first) & (file["position"] < last)
-                parts.append([file[name][own] for name in ("gate", "groups", "id")])
-    if sum(len(ids) for *_, ids in parts) != last - first:
-        raise DataError(f"{folder} has no longer what the steps {start:,} to {step:,} said of their images")
-    gate, log_probs, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    _write(stage, step, gate, log_probs, ids)
+    positions, folder = (start * size, step * size - filled), stage.workdir / "rows" / stage.name
+    _write(stage, step, *image_rows.between(folder, (start, step), positions, ("gate", "groups", "id")))
 
 
 def _write(stage: Stage, step: int, gate: np.ndarray, log_probs: np.ndarray, trained: np.ndarray | None = None) -> None:

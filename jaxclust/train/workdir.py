@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
+from numpy.typing import NDArray
 
 from jaxclust import __version__, hosts
 from jaxclust import config as config_lib
 from jaxclust.data.source import Source, of_last_stage
+from jaxclust.data.split import Split, sampled, sketch
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.files import read_json, replacing, write_json
 from jaxclust.methods.base import DataInfo
 
+LOCK = "lock"  # of the process that trains
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "faiss-cpu", "faiss-gpu", "numpy")
 
 
@@ -46,7 +50,7 @@ def check(config: ConfigDict, workdir: Path, source: Source) -> None:
 def _check_alone(config: ConfigDict, workdir: Path, source: Source) -> None:
     saved = workdir / "config.json"
     if not saved.exists():
-        if workdir.exists() and any(path.stem != "plan" for path in workdir.iterdir()):
+        if workdir.exists() and any(path.stem != "plan" and path.name != LOCK for path in workdir.iterdir()):
             raise ConfigError(f"--workdir={workdir} holds other files and no run; choose a new or an empty folder")
         return
     begun = {path.parent.name for path in (workdir / "checkpoints").glob("*/[0-9]*")}
@@ -67,6 +71,21 @@ def _check_alone(config: ConfigDict, workdir: Path, source: Source) -> None:
             f"the images of {source.name} are no longer those that the run in {workdir} began with (its images.csv "
             "lists them). Restore them, or start anew in another --workdir"
         )
+    for name, began in (read_json(workdir / "data.json") if images.exists() else {}).get("sketch", {}).items():
+        _check_sketch(name, source.splits[name], np.array(began), workdir)
+
+
+def _check_sketch(name: str, split: Split, began: NDArray[np.float64], workdir: Path) -> None:
+    """DataError if images or vectors have the names of those that the run began with, and are others."""
+    here = sketch(split)
+    allowed = 1.0 if len(split.image_shape) == 3 else 1e-4 * np.abs(began).max(initial=0)
+    others = np.flatnonzero((np.abs(here - began) > allowed).any(axis=1))
+    if len(others):
+        raise DataError(
+            f"{len(others)} of {len(here)} images of {name!r} that were looked at, such as "
+            f"{split.path(sampled(split)[others[0]])}, have the names of those that the run in {workdir} began with, "
+            "and are others. Restore them, or start anew in another --workdir"
+        )
 
 
 def write(config: ConfigDict, workdir: Path, source: Source, used: int, keep: bool = False) -> None:
@@ -81,7 +100,8 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int, keep: bo
     write_json(workdir / "environment.json", environment(used))
     split = of_last_stage(source, config).splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.train_classes}
-    write_json(workdir / "data.json", about)
+    looks = {name: sketch(split).round(4).tolist() for name, split in source.splits.items()}
+    write_json(workdir / "data.json", {**about, "sketch": looks})
     _write(workdir / "images.csv", _image_list(source))
     if source.skipped:
         _write(workdir / "skipped.csv", _table(("split", "path", "reason"), source.skipped))
