@@ -4,7 +4,6 @@ A config is an `ml_collections.ConfigDict` made by `base()`, changed by a file i
 `--config.a.b=value` on the command line, and checked by `validate` before any work starts.
 """
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxclust.errors import ConfigError
 from jaxclust.fields import FIELDS
 from jaxclust.files import read_json, write_json
+from jaxclust.hints import did_you_mean
 from jaxclust.kinds import Each, Field
 
 
@@ -60,14 +60,6 @@ def apply_variants(config: ConfigDict, text: str, variants: Mapping[str, Callabl
     return config
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A hint for a misspelt `name`, or a full stop."""
-    names = list(names)
-    same_ending = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or same_ending
-    return f"; did you mean {close[0]!r}?" if close else "."
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every leaf of a config or of its dict."""
     for name, value in tree.items():
@@ -97,11 +89,17 @@ def unknown(name: str, names: Iterable[str]) -> ConfigError:
     return ConfigError(f"config.{name} is unknown{did_you_mean(name, names)}")
 
 
+def wrong_type(name: str, value: Any, field: Field) -> ConfigError:
+    """The error for a value that is of another type than its setting."""
+    kind = type(field.default).__name__
+    return ConfigError(f"config.{name}={value!r} must be of type {kind} ({field.allowed}): {field.doc}.")
+
+
 def _check_leaf(name: str, value: Any, field: Field) -> None:
     kind = type(field.default)
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"config.{name}={value!r} must be of type {kind.__name__} ({field.allowed}): {field.doc}.")
+        raise wrong_type(name, value, field)
     if not field.check(value):
         raise ConfigError(f"config.{name}={value!r} must be {field.allowed}: {field.doc}.")
 

@@ -232,13 +232,20 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         names = [known for known, _ in config_lib.flatten(config)]
         if name not in names:
             raise config_lib.unknown(name, names)
-    before, sys.argv = sys.argv, [sys.argv[0], *overrides]  # ml_collections reads the overrides from there
+        config = _set(config, name, text)
+    return config
+
+
+def _set(config: ConfigDict, name: str, override: str) -> ConfigDict:
+    before, sys.argv = sys.argv, [sys.argv[0], override]  # ml_collections reads overrides from there
     try:
         values = flags.FlagValues()
         config_flags.DEFINE_config_dict("config", config, flag_values=values)
         values(sys.argv)
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from None
+    except (flags.Error, TypeError, ValueError, SyntaxError):
+        field = config_lib.field_of(name)
+        assert field is not None
+        raise config_lib.wrong_type(name, override.partition("=")[2], field) from None
     finally:
         sys.argv = before
     return values.config

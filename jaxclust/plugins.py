@@ -1,11 +1,11 @@
 """A plug-in is a module; it is found by its name, and a missing one lists what there is."""
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
 
 from jaxclust.errors import ConfigError
+from jaxclust.hints import did_you_mean
 
 
 def names(package: str) -> list[str]:
@@ -21,9 +21,7 @@ def load(package: str, name: str, field: str, provides: str | tuple[str, ...]) -
         if _has(module, provides):
             return module
     choices = providing(package, provides)
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{field}={name!r} is unknown{hint} There is: {', '.join(choices)}.")
+    raise ConfigError(f"{field}={name!r} is unknown{did_you_mean(name, choices)} There is: {', '.join(choices)}.")
 
 
 def providing(package: str, provides: str | tuple[str, ...]) -> list[str]:

@@ -226,6 +226,12 @@ def test_arrays_keep_their_values_however_they_lie_in_memory():
     assert found["n"].shape == () and found["n"] == 3 and found["none"].shape == (0, 2)
 
 
+def test_the_manifest_says_how_images_were_brought_to_size():
+    assert "images whose short side was brought to 8/7" in export.pixels(stretch=False)
+    squares = export.pixels(stretch=True)
+    assert "images which were made squares whatever their aspect, whose side was brought" in squares
+
+
 def test_the_manifest_describes_every_file(digits):
     folder = digits / "export"
     manifest = json.loads((folder / "manifest.json").read_text())

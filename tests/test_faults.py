@@ -77,7 +77,7 @@ def outcome(workdir, stage="deepcluster"):
     arrays = manager.restore(manager.latest_step())
     results = json.loads((workdir / "results.json").read_text())
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    untimed = [{k: v for k, v in m.items() if k not in ("time", "images_per_second")} for m in metrics]
+    untimed = [{k: v for k, v in m.items() if k not in ("time", "seconds", "images_per_second")} for m in metrics]
     rounds = {path.name: dict(np.load(path)) for path in (workdir / "assignments" / stage).glob("*.npz")}
     del results["seconds"]
     tables = {path.name: path.read_bytes() for path in (*workdir.glob("assignments.csv"), *workdir.glob("scores/*"))}

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path("jaxclust")
 LAYERS = {
     "errors": 0, "files": 0, "plugins": 0, "progress": 0, "config": 0, "fields": 0, "kinds": 0, "runtime": 0,
-    "hosts": 0, "heartbeats": 0, "watch": 0,
+    "hints": 0, "hosts": 0, "heartbeats": 0, "watch": 0,
     "ops": 1, "models": 2, "cluster": 2, "data": 2, "methods": 3, "features": 3,
     "evaluation": 4, "train": 5, "report": 5, "pictures": 6, "plan": 6, "jobs": 7, "main": 8,
 }  # fmt: skip

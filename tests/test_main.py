@@ -202,6 +202,25 @@ def test_what_is_set_for_a_stage_alone_may_change_until_it_begins(tmp_path):
         train_workdir.write(config, tmp_path, source, 1)
 
 
+@pytest.mark.medium
+def test_seconds_are_those_of_all_starts_and_fewer_rounds_than_there_are_change_nothing(tmp_path, capsys):
+    arguments = ["--config.batch_size=512", "--config.model.blocks=1", "--config.evaluate.suite=clustering"]
+    assert smoke(tmp_path, *arguments, "--config.rounds=1") == 0
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(record | {"seconds": 5000.0}) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert smoke(tmp_path, *arguments, "--config.rounds=2") == 0
+    results, config = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("results", "config"))
+    assert 5000 < results["seconds"] < 6000 and config["rounds"] == 2
+    assert f"{results['seconds']:,.0f} s\n" in capsys.readouterr().out
+    assert smoke(tmp_path, *arguments, "--config.rounds=1") == 0
+    assert "deepcluster: has 2 rounds already, 1 were asked for" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text()) == config
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert run("--job=evaluate", f"--workdir={tmp_path}") == 0
+    assert not re.search(r"\d s$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_folder_of_other_files_is_no_workdir(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
     assert smoke(tmp_path) == 2
@@ -212,7 +231,8 @@ def test_a_folder_of_other_files_is_no_workdir(tmp_path, capsys):
 BAD = {
     "unknown key": (["--config.cluster.kk=3"], 2, r"config.cluster.kk is unknown; did you mean 'cluster.k'\?"),
     "unknown section": (["--config.optimiser.body.lr=3"], 2, r"did you mean 'optimizer.body.lr'\?"),
-    "wrong type": (["--config.rounds=many"], 2, "rounds"),
+    "wrong type": (["--config.rounds=many"], 2, r"^jaxclust: config.rounds='many' must be of type int \(.*\): [^-]*$"),
+    "no likely job": (["--job=xyzzy"], 2, "is unknown. There is: "),
     "too few clusters": (["--config.cluster.k=1"], 2, r"config.cluster.k=1 must be at least 2"),
     "fewer images than clusters": (["--config.cluster.k=1798"], 2, r"k=1798 clusters need .* there are 1797"),
     "unknown model": (["--config.model.name=convnets"], 2, r"model.name='convnets'.*did you mean 'convnet'"),

@@ -34,6 +34,14 @@ def test_squared_distances_to_itself_are_clamped_and_keep_float64():
         np.testing.assert_allclose(found, slow, atol=1e-9)
 
 
+def test_a_point_on_a_centroid_has_the_distance_zero_without_a_sign():
+    x = np.eye(3, dtype=np.float32)
+    for num in (1, 2):
+        ids, found = jax.jit(distances.nearest, static_argnums=2)(x, x, num)
+        assert not np.signbit(found).any() and ids[:, 0].tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(found[:, 1:], 2.0)
+
+
 def test_products_are_of_full_precision_on_every_device():
     x = np.ones((2, 2), np.float32)
     programs = [

@@ -3,7 +3,7 @@
 import csv
 import json
 
-from jaxclust.train.writer import Writer
+from jaxclust.train.writer import Writer, seconds_of
 
 
 def records(workdir):
@@ -40,3 +40,15 @@ def test_records_after_the_restored_step_are_written_again(tmp_path):
     writer.close()
     assert records(tmp_path) == []
     assert list((tmp_path / "tensorboard" / "first").glob("events*"))
+
+
+def test_seconds_go_on_where_the_start_before_ended(tmp_path):
+    old = {"stage": "first", "step": 0, "round": 0, "time": 1.0}  # of an earlier version
+    lost = {"stage": "second", "step": 7, "seconds": 90.0}  # which a restart computes again
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n" + json.dumps(lost) + "\n")
+    writer = Writer(tmp_path, "second", 5)
+    writer.write(6, 1, {"a": 0.0})
+    writer.close()
+    assert 90 <= seconds_of(tmp_path / "metrics.jsonl") == records(tmp_path)[-1]["seconds"] < 100
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    assert seconds_of(tmp_path / "metrics.jsonl") == seconds_of(tmp_path / "none") == 0

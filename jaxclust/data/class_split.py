@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxclust.config import did_you_mean
 from jaxclust.data.split import Source, Split
 from jaxclust.data.subset import joined, subset
 from jaxclust.errors import ConfigError
+from jaxclust.hints import did_you_mean
 
 _logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.config import did_you_mean
 from jaxclust.data.decode import Box, Header, scan
 from jaxclust.data.image_files import Files, Skips, make_splits, scan_parts
 from jaxclust.data.listing import HELD_OUT
 from jaxclust.data.numbering import say_renumbered
 from jaxclust.data.split import Source
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.hints import did_you_mean
 
 _logger = logging.getLogger(__name__)
 

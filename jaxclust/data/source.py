@@ -6,11 +6,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import plugins
-from jaxclust.config import did_you_mean, for_stage, stage_names
+from jaxclust.config import for_stage, stage_names
 from jaxclust.data.class_split import disjoint
 from jaxclust.data.split import Skipped, Source, Split
 from jaxclust.data.subset import first, joined, subset, with_validation
 from jaxclust.errors import ConfigError
+from jaxclust.hints import did_you_mean
 
 __all__ = ["Skipped", "Source", "Split", "files_of", "of_last_stage", "of_stage", "open_source", "read"]
 

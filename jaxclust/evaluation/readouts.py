@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from jaxclust import cluster
 from jaxclust.cluster import Points, reduce, spectral, warn_once
 from jaxclust.cluster.reduce import Matrix
-from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError
 from jaxclust.evaluation import clustering, retrieval
 from jaxclust.evaluation.suite import Images
+from jaxclust.hints import did_you_mean
 from jaxclust.ops.distances import normalize
 
 MAIN = "l2"  # whose figures have plain names where nothing else is called so

@@ -33,6 +33,7 @@ from jaxclust.train import devices, loop, probes, skips, validation
 from jaxclust.train import workdir as workdir_lib
 from jaxclust.train.checkpoint import Checkpoints
 from jaxclust.train.stage import Stage, prepare
+from jaxclust.train.writer import seconds_of
 
 SAMPLES_PER_CLUSTER = 24
 SAMPLED_CLUSTERS = 100
@@ -149,12 +150,12 @@ def write_results(stage: Stage, state: TrainState, source: Source, seconds: floa
     """Writes assignments.csv, results.json, samples.npz and the confusion tables; returns the results.
 
     Of a method that predicts no clusters there are only comparisons of its features, and no tables.
-    Every host works, host 0 writes. `seconds` is how long the training took; None: nothing was trained, what
-    results.json says stays. So does what evaluations found that are not asked for now, if it is of this checkpoint.
+    Every host works, host 0 writes. `seconds` is how long all starts of the training took; None: nothing was trained,
+    what results.json says stays. So does what evaluations found that are not asked for now, if of this checkpoint.
     """
     path = stage.workdir / "results.json"
     before = workdir_lib.results(stage.workdir)
-    seconds = before.get("seconds", 0.0) if seconds is None else seconds
+    seconds = before.get("seconds", seconds_of(stage.workdir / "metrics.jsonl")) if seconds is None else seconds
     results: dict[str, Any] = reconstructed(stage, state, source)
     for name in source.splits if stage.predict else ():
         predictions, scores = judged(stage, state, source, name)
@@ -396,4 +397,4 @@ def summary(results: dict[str, Any]) -> str:
             parts.append(f"{name} " + ", ".join(words))
     parts += [f"{key} {value:.3f}" for key, value in results.items() if key.endswith(HEADLINES)]
     parts += [f"{count:,} of {results['step']:,} steps skipped"] if (count := results.get("skipped_steps")) else []
-    return f"{'; '.join(parts)}; {results['seconds']:,.0f} s"
+    return "; ".join(parts)

@@ -184,10 +184,6 @@ def write_pictures(folder: Path, how: str, root: Path | None, split: Split, clus
 def description(stage: Stage, state: TrainState, source: Source) -> dict[str, Any]:
     """What was exported, for the manifest."""
     config, shape = stage.config, stage.split.image_shape
-    pixels = (
-        "pixels 0 to 255; config.data.mean and std are applied inside. Features were made from images whose short "
-        "side was brought to 8/7 of this size, unless they had it, and whose centre was cut out"
-    )
     return {
         "jaxclust": __version__,
         "method": config.method,
@@ -198,13 +194,22 @@ def description(stage: Stage, state: TrainState, source: Source) -> dict[str, An
         "input": {
             "shape": ["B", *shape],
             "dtype": jnp.dtype(artefacts.input_dtype(shape)).name,
-            "values": pixels if len(shape) == 3 else "vectors as in the source",
+            "values": pixels(config.data.stretch) if len(shape) == 3 else "vectors as in the source",
         },
         "feature": {"dim": feature_dim(stage, state), "dtype": "float32", "computed_in": config.runtime.dtype},
         "splits": {name: split.size for name, split in source.splits.items()},
         "class_names": None if source.class_names is None else [store.utf8(name) for name in source.class_names],
         "platforms": artefacts.PLATFORMS,
     }
+
+
+def pixels(stretch: bool) -> str:
+    """What an image is for the programs, and how those that features were made from became such."""
+    whose = "which were made squares whatever their aspect, whose" if stretch else "whose short"
+    return (
+        f"pixels 0 to 255; config.data.mean and std are applied inside. Features were made from images {whose} side "
+        "was brought to 8/7 of this size, unless they had it, and whose centre was cut out"
+    )
 
 
 def listing(folder: Path) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclust import pictures
-from jaxclust.config import did_you_mean, stage_names, validate
+from jaxclust.config import stage_names, validate
 from jaxclust.data.source import Source, Split, of_last_stage, open_source
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.hints import did_you_mean
 from jaxclust.jobs import evaluate, export
 from jaxclust.jobs.options import Options
 from jaxclust.pictures import Draw, Seen

@@ -23,8 +23,9 @@ from jaxclust.methods.base import DataInfo
 from jaxclust.runtime import stop_signal
 from jaxclust.train import devices
 from jaxclust.train import workdir as workdir_lib
-from jaxclust.train.loop import is_finished, run_stage
+from jaxclust.train.loop import run_stage, steps_done
 from jaxclust.train.stage import Stage, prepare
+from jaxclust.train.writer import seconds_of
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -49,8 +50,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if (before := workdir_lib.devices_used(workdir)) not in (None, used):
         print(f"begun on {before} devices, now on {used}: the same images in the same order, rounded otherwise")
     with alone(config, workdir), stop_signal() as stop:
-        workdir_lib.write(config, workdir, source, used)
-        finished = all(is_finished(stage) for stage in stages)
+        earlier = seconds_of(workdir / "metrics.jsonl")
+        finished = all(steps_done(stage) >= stage.lengths.stage for stage in stages)
+        workdir_lib.write(config, workdir, source, used, keep=finished and is_longer(stages))
         evaluate.write_untrained(stages[0], sources[names[0]])
         for stage in stages:
             snapshot = run_stage(stage, stop)
@@ -58,13 +60,23 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
                 evaluate.write_stage(stage, snapshot.state, sources[stage.name])
         if stop.asked():
             raise stop.error()
-        seconds = None if finished else time.monotonic() - started
+        seconds = None if finished else earlier + time.monotonic() - started
         results = evaluate.write_results(stages[-1], snapshot.state, sources[names[-1]], seconds)
     if hosts.is_first():
         with uncounted():
             report.at_the_end(config, workdir)
     hosts.wait("the report")
-    print(f"{evaluate.summary(results)}\nresults: {workdir / 'report' / 'index.html'}", flush=True)
+    print(f"{evaluate.summary(results)}; {results['seconds']:,.0f} s", flush=True)
+    print(f"results: {workdir / 'report' / 'index.html'}", flush=True)
+
+
+def is_longer(stages: Sequence[Stage]) -> bool:
+    """Whether a stage was trained for more steps than it now has, which is said."""
+    longer = [stage for stage in stages if steps_done(stage) > stage.lengths.stage]
+    for stage in longer:
+        has, asked = (f"{steps / stage.lengths.round:g}" for steps in (steps_done(stage), stage.lengths.stage))
+        print(f"{stage.name}: has {has} rounds already, {asked} were asked for; config.json stays as it is", flush=True)
+    return bool(longer)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxclust import plugins
-from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError
+from jaxclust.hints import did_you_mean
 
 
 def networks() -> dict[str, ModuleType]:

@@ -26,7 +26,7 @@ def nearest(x: jax.Array, centroids: jax.Array, num: int = 1) -> tuple[jax.Array
         ids = jnp.argmin(distances, axis=-1, keepdims=True).astype(jnp.int32)
         return ids, jnp.take_along_axis(distances, ids, axis=-1)
     negated, ids = jax.lax.top_k(-distances, num)
-    return ids.astype(jnp.int32), -negated
+    return ids.astype(jnp.int32), jnp.abs(negated)  # the sign would make -0 of 0
 
 
 def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from jaxclust.config import did_you_mean
 from jaxclust.data.pipeline import images_at
 from jaxclust.data.source import Source, Split
 from jaxclust.data.subset import subset
 from jaxclust.errors import ConfigError, DataError
 from jaxclust.evaluation import clustering
 from jaxclust.features.extract import compile_for, extract
+from jaxclust.hints import did_you_mean
 from jaxclust.pictures import Draw, Seen
 from jaxclust.report import figures
 from jaxclust.report.gallery import Gallery, Shown

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxclust.config import did_you_mean
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.hints import did_you_mean
 from jaxclust.pictures import Seen
 from jaxclust.train.stage import layer_names
 

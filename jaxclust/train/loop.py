@@ -34,10 +34,11 @@ IN_FLIGHT = 8  # steps that may wait for the device: enough to keep it busy, few
 # (XLA's CPU client deadlocks when some 32 steps of several devices wait)
 
 
-def is_finished(stage: Stage) -> bool:
-    """Whether the newest checkpoint of a stage has its last step."""
-    step = Checkpoints(stage.workdir / "checkpoints" / stage.name).latest()
-    return step is not None and step >= stage.lengths.stage
+def steps_done(stage: Stage) -> int:
+    """The step of the newest checkpoint of a stage, -1: it has none."""
+    folder = stage.workdir / "checkpoints" / stage.name
+    step = Checkpoints(folder).latest() if Checkpoints.exist(folder) else None  # to look makes no folder
+    return -1 if step is None else step
 
 
 def run_stage(stage: Stage, stop: StopSignal) -> Snapshot:

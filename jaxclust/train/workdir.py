@@ -88,14 +88,15 @@ def _check_sketch(name: str, split: Split, began: NDArray[np.float64], workdir: 
         )
 
 
-def write(config: ConfigDict, workdir: Path, source: Source, used: int) -> None:
+def write(config: ConfigDict, workdir: Path, source: Source, used: int, keep: bool = False) -> None:
     """Writes config.json, environment.json, data.json, images.csv and, if any were skipped, skipped.csv, on host 0.
 
-    `used` is the number of devices that were chosen where the config leaves it open.
+    `used` is the number of devices that were chosen where the config leaves it open. `keep` leaves config.json alone.
     """
     if not hosts.is_first():
         return
-    config_lib.save(config, workdir / "config.json")
+    if not keep:
+        config_lib.save(config, workdir / "config.json")
     write_json(workdir / "environment.json", environment(used))
     split = of_last_stage(source, config).splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.train_classes}

@@ -26,6 +26,7 @@ class Writer:
         self._path = workdir / "metrics.jsonl"
         self._csv = workdir / "metrics.csv"
         self._stage = stage
+        self._began = time.monotonic() - seconds_of(self._path)
         self._records = kept(self._path, stage, restored_step)
         self._rewrite()
         tensorflow()  # before clu imports it, so that it is kept off the accelerator
@@ -37,12 +38,13 @@ class Writer:
         """Adds values to the record of `step`; earlier steps no longer change."""
         if not self._writes:
             return
+        times = {"time": time.time(), "seconds": round(time.monotonic() - self._began, 1)}
         last = self._records[-1] if self._records else {}
         if (last.get("stage"), last.get("step")) == (self._stage, step):
-            last.update(values, time=time.time())
+            last.update(values, **times)
             self._rewrite()
         else:
-            record = {"stage": self._stage, "step": step, "round": round_, "time": time.time(), **values}
+            record = {"stage": self._stage, "step": step, "round": round_, **times, **values}
             self._records.append(record)
             with self._path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(record) + "\n")
@@ -71,6 +73,12 @@ class Writer:
 def newest(records: Sequence[Mapping[str, Any]], stage: str, name: str) -> float | None:
     """The value of `name` in the last record of a stage that has it, None without one."""
     return next((float(of[name]) for of in reversed(records) if of["stage"] == stage and name in of), None)
+
+
+def seconds_of(path: Path) -> float:
+    """How long all starts so far trained until their last records, those that are computed again included."""
+    records = kept(path, "", None)
+    return float(records[-1].get("seconds", 0.0)) if records else 0.0
 
 
 def kept(path: Path, stage: str, restored_step: int | None) -> list[dict[str, Any]]:

@@ -18,5 +18,5 @@ def outcome(workdir):
         assignments = list(csv.DictReader(file))
     assert len(assignments) == results["images"] and len(metrics) == ROUNDS + 1
     del results["seconds"]
-    untimed = [{k: v for k, v in m.items() if k not in ("time", "images_per_second")} for m in metrics]
+    untimed = [{k: v for k, v in m.items() if k not in ("time", "seconds", "images_per_second")} for m in metrics]
     return results, untimed, assignments

@@ -8,11 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclust.config import did_you_mean
 from jaxclust.data.decode import Box
 from jaxclust.data.listed import Row, make_source, number_classes
 from jaxclust.data.split import Source
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.hints import did_you_mean
 
 CORNERS = ("x1", "y1", "x2", "y2")  # left, top, right and bottom of a box in pixels
 COLUMNS = ("path", "label", *CORNERS, "split")

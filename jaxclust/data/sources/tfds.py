@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust.config import did_you_mean
 from jaxclust.data.decode import Box, Header, Unreadable, scan
 from jaxclust.data.image_files import Files, Skips, make_splits, scan_parts
 from jaxclust.data.listing import HELD_OUT
@@ -29,6 +28,7 @@ from jaxclust.data.records import Records, open_records
 from jaxclust.data.sources import cars196
 from jaxclust.data.split import Source
 from jaxclust.errors import ConfigError, DataError
+from jaxclust.hints import did_you_mean
 from jaxclust.runtime import tensorflow
 
 NAME = re.compile(r"\w+(/[^:]+)?(:(\*|\d+)\.(\*|\d+)\.(\*|\d+))?")
