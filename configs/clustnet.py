@@ -76,8 +76,9 @@ def diverse(config: ConfigDict) -> None:
 def separate(config: ConfigDict) -> None:
     """Convolutions for the gate and for each expert, as shipped, for images of 28 x 28 at least.
 
-    At its shipped rate, that of the experts, this gate gives all of MNIST to one expert within an epoch; with
-    --config.clustnet.lr_gate=0.001 it keeps all five (benchmarks/RESULTS.md).
+    As shipped it gives all of MNIST to one expert. With linear experts and a gate that learns more slowly,
+    --config.clustnet.experts.layers=0 --config.clustnet.period=0 --config.clustnet.lr_gate=0.001, it keeps all five
+    (benchmarks/RESULTS.md).
     """
     config.data.image_size = max(config.data.image_size, 28)
     s = config.clustnet
