@@ -242,7 +242,9 @@ def small(config: ConfigDict) -> None:
     config.eval_batch_size = 500
     config.views.query.blur = config.views.key.blur = 0.0
     config.views.strong.update(config.views.weak.to_dict())
-    config.spice.overlap = "best"
+    config.spice.overlap, config.spice.whiten_power = "best", 0.5
+    with config.unlocked():
+        config.stage.embed.cluster.update({"pca_dim": 128, "whiten": True, "whiten_power": 0.5})
     moco, heads = config.stage.moco, config.stage.self
     moco.rounds, moco.batch_size, moco.optimizer.body.lr = 60, 256, 0.015
     heads.rounds = 10

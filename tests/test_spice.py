@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -167,6 +168,41 @@ def test_a_head_without_some_cluster_is_warned_of_once_training_has_begun(stage,
     assert not caplog.text
     heads.refresh(h, judged, state._replace(step=np.int32(5)), None, rows, None)
     assert "a head uses fewer than 10 clusters" in caplog.text
+
+
+def test_whitening_is_fitted_once_and_is_what_heads_and_labels_see(tmp_path):
+    stage = prepared(spice_config(**SMALL, spice__whiten_power=0.5), tmp_path, clouds(400, labelled=False))
+    first, targets = stage.first()
+    state, targets, _ = refresh(stage, first, targets, 0, last=False)
+    rows = stage.split.images.astype(np.float64)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(np.cov(unit.T, bias=True))
+    expected = (unit - unit.mean(axis=0)) @ (vectors * values**-0.25)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    looked = over_all(stage, state, stage.look, "test")["features"].array()[:, :DIM]
+    np.testing.assert_allclose(looked @ looked.T, expected @ expected.T, atol=1e-4)  # components may change their sign
+    head = jax.tree.map(lambda leaf: np.float64(leaf[1]), jax.device_get(state.params["heads"]))
+    said = over_all(stage, state, stage.predict, "test")["heads"].array()[:, 1]
+    np.testing.assert_array_equal(said, slow_head(head, looked * np.sqrt(DIM))[1].argmax(axis=1))
+    assert state.extra["selected"]["index"] == -1, "what was seen without it is no sign of what heads see"
+    later, _, _ = refresh(stage, state, targets, 1, last=False)
+    assert not changed(jax.device_get(state.extra["whitening"]), jax.device_get(later.extra["whitening"]))
+    assert later.extra["selected"]["index"] >= 0
+    few = heads.fitted(spice.heads_of(stage.config, stage.info), Pieces(unit[:20].astype(np.float32)), DIM)
+    assert few["projection"].shape == (DIM, DIM) and np.flatnonzero(few["projection"].any(axis=0)).max() == 18
+
+
+class Pieces(NamedTuple):
+    """A matrix of a single piece."""
+
+    rows: np.ndarray
+
+    @property
+    def shape(self):
+        return self.rows.shape
+
+    def chunks(self):
+        return iter([self.rows])
 
 
 @pytest.mark.wide

@@ -268,6 +268,9 @@ FIELDS: dict[str, Any] = {
             "frozen", ("batch",), "batch: the body takes batch statistics as the heads learn, as published"
         ),
         "loss": choice("double_softmax", ("single_softmax",), "of the heads' outputs"),
+        "whiten_power": number(
+            0.0, 0.0, 1.0, "heads see principal components, divided by their deviation to this power; 0: the features"
+        ),
         "lr": number(0.005, 0.0, math.inf, "learning rate of Adam; `optimizer` is not used"),
         "weight_decay": number(0.0, 0.0, 1.0, "decay added to the gradient"),
         "ratio": {

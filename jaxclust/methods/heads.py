@@ -1,6 +1,6 @@
 """Several heads on a network that stays as it is: what they say of images, and which one is selected (SPICE, 6.5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import hosts
-from jaxclust.cluster import warn_once
+from jaxclust.cluster import Chunked, reduce, warn_once
 from jaxclust.cluster.reduce import Matrix
 from jaxclust.methods import classifier
 from jaxclust.methods.base import Refreshed, Targets, TrainState, merge
 from jaxclust.methods.classifier import Classifier, Extra, Params
 from jaxclust.models.heads import MLP
-from jaxclust.ops.distances import normalize
+from jaxclust.ops.distances import normalize, whiten
 from jaxclust.ops.losses import double_softmax
 from jaxclust.ops.prototypes import Rule, coverage, log_probabilities, pseudo_labels
 
@@ -25,15 +25,54 @@ class Heads(NamedTuple):
     f: Classifier
     head: MLP
     number: int
+    whiten_power: float = 0.0
+
+
+class Columns(NamedTuple):
+    """The first columns of rows, to be read in pieces."""
+
+    rows: Chunked
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape[0], self.width
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        return (chunk[:, : self.width] for chunk in self.rows.chunks())
 
 
 def feature(h: Heads, params: Params, extra: Extra, drift: Any, images: jax.Array) -> jax.Array:
-    """The feature [B, D] of images, not normalised, with batch statistics that have drifted; evaluation mode.
-
-    Vectors get the length sqrt(D): heads start with weights of one size, and should not care for the unit of vectors.
-    """
+    """What heads see of images, [B, D], with batch statistics that have drifted; evaluation mode."""
     found: jax.Array = classifier.embed(h.f, params, {"batch_stats": drifted(extra, drift)}, images)
-    return found if images.ndim > 2 else normalize(found) * np.sqrt(found.shape[1]).astype(found.dtype)
+    return seen(extra, found, directed=images.ndim == 2)
+
+
+def seen(extra: Extra, rows: jax.Array, directed: bool = False) -> jax.Array:
+    """What heads see of features [B, D]: these, or those that are `directed` or whitened at the length sqrt(D).
+
+    So vectors are seen: heads start with weights of one size, and should not care for the unit of vectors.
+    """
+    if not (directed or extra["whitening"]):
+        return rows
+    unit = normalize(rows)
+    if extra["whitening"]:
+        unit = whiten(unit, extra["whitening"]["mean"], extra["whitening"]["projection"], l2=True).astype(rows.dtype)
+    return unit * np.sqrt(rows.shape[1]).astype(rows.dtype)
+
+
+def unfitted(h: Heads, width: int) -> dict[str, jax.Array]:
+    """`extra["whitening"]` before the first refresh, which leaves the direction of rows [B, width] as it is."""
+    eye = {"mean": jnp.zeros(width, h.f.dtype), "projection": jnp.eye(width, dtype=h.f.dtype)}
+    return {**eye, "fitted": jnp.zeros((), jnp.int32)} if h.whiten_power else {}
+
+
+def fitted(h: Heads, rows: Chunked, width: int) -> dict[str, Any]:
+    """`extra["whitening"]` of embeddings, the first `width` columns of rows; of fewer rows than that some are zero."""
+    found, _ = reduce.fit(Columns(rows, width), min(width, rows.shape[0] - 1), power=h.whiten_power)
+    projection = np.pad(found.projection, ((0, 0), (0, width - found.projection.shape[1])))
+    arrays = {"mean": found.mean.astype(h.f.dtype), "projection": projection.astype(h.f.dtype)}
+    return {**arrays, "fitted": np.int32(1)}
 
 
 def drifted(extra: Extra, drift: Any) -> Any:
@@ -144,13 +183,16 @@ def refresh(
 ) -> Refreshed:
     """Selects the head with the lowest loss of its own labels of all images, unless an earlier one had a lower one.
 
-    `judged` is `judge` of embeddings [N, D] and log-probabilities [N, H, K]. Nothing else changes.
+    `judged` is `judge` of embeddings [N, D] and log-probabilities [N, H, K]. Nothing else changes, but that the first
+    refresh fits the whitening, if there is to be one, by what it has seen without it, and selects nobody.
     """
     embeddings, logs = parts(h, rows)
     found = judged(embeddings, logs[:, :-1])
     best, selected = int(np.argmin(found["loss"])), state.extra["selected"]
-    own = logs[:, -1]
-    if found["loss"][best] < selected["loss"]:
+    own, whitening = logs[:, -1], state.extra["whitening"]
+    if whitening and not whitening["fitted"]:
+        whitening = fitted(h, rows, embeddings.shape[1])
+    elif found["loss"][best] < selected["loss"]:
         own = logs[:, best]
         selected = {
             "head": jax.tree.map(lambda leaf: leaf[best], state.params["heads"]),
@@ -165,7 +207,7 @@ def refresh(
         )
     return Refreshed(
         params=state.params,
-        extra=merge(state.extra, selected=selected),
+        extra=merge(state.extra, selected=selected, whitening=whitening),
         target=np.argmax(own, axis=1).astype(np.int32),
         weight=np.ones(len(own), np.float32),
         ids=np.arange(len(own), dtype=np.int32),

@@ -37,7 +37,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
     assert method.refresh is not None
     select = partial(refresh, config, spice.heads_of(config, info), method.refresh)
     # The head that was selected there is the one that is asked.
-    return method._replace(refresh=select, fresh=(), given=("heads", "drift", "selected"))
+    return method._replace(refresh=select, fresh=(), given=("heads", "drift", "selected", "whitening"))
 
 
 def refresh(

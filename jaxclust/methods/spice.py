@@ -82,7 +82,7 @@ def make(config: ConfigDict, info: DataInfo) -> Method:
         update=partial(update, net),
         optimizer=lambda: optax.GradientTransformation(lambda params: adam.init(params["heads"]), adam.update),
         views=VIEWS,
-        fresh=("selected",),
+        fresh=("selected", "whitening"),
         num_clusters=k,
     )
 
@@ -99,7 +99,7 @@ def net_of(config: ConfigDict, info: DataInfo) -> Net:
 def heads_of(config: ConfigDict, info: DataInfo) -> Heads:
     """The body and heads of `config`."""
     f = classifier.classifier(config, info)
-    return Heads(f, MLP(2, config.cluster.k, f.dtype), config.spice.num_head)
+    return Heads(f, MLP(2, config.cluster.k, f.dtype), config.spice.num_head, config.spice.whiten_power)
 
 
 def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
@@ -119,7 +119,9 @@ def init(net: Net, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
             "or a network without batch norm): set it to 'frozen'"
         )
     drift = jax.tree.map(jnp.zeros_like, stats) if net.settings.mstep_bn == "batch" else {}
-    return {**params, "heads": made}, {"batch_stats": stats, "drift": drift, "selected": heads.nobody(made, drift)}
+    selected, whitening = heads.nobody(made, drift), heads.unfitted(net.heads, rows.shape[1])
+    extra = {"batch_stats": stats, "drift": drift, "selected": selected, "whitening": whitening}
+    return {**params, "heads": made}, extra
 
 
 def e_step(net: Net, params: Params, extra: Extra, batch: Batch) -> PseudoLabels:
@@ -225,4 +227,4 @@ def _trained(
         rngs={"dropout": rng},
     )
     moved = jax.tree.map(jnp.subtract, updated["batch_stats"], extra["batch_stats"])
-    return feature.astype(f.dtype).reshape(*images.shape[:2], -1), moved
+    return heads.seen(extra, feature.astype(f.dtype)).reshape(*images.shape[:2], -1), moved
