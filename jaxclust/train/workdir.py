@@ -100,7 +100,7 @@ def write(config: ConfigDict, workdir: Path, source: Source, used: int, keep: bo
     write_json(workdir / "environment.json", environment(used))
     split = of_last_stage(source, config).splits["train"]
     about = {"size": split.size, "image_shape": split.image_shape, "num_classes": source.train_classes}
-    looks = {name: sketch(split).round(4).tolist() for name, split in source.splits.items()}
+    looks = {name: sketch(split).tolist() for name, split in source.splits.items()}
     write_json(workdir / "data.json", {**about, "sketch": looks})
     _write(workdir / "images.csv", _image_list(source))
     if source.skipped:
