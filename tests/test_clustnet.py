@@ -530,6 +530,7 @@ def test_in_training_experts_are_drawn_anew_for_each_position_or_not_at_all(deci
     assert ((first != other).any(axis=1).mean() > 0.3) == (decision == "sample")
 
 
+@pytest.mark.wide
 def test_the_temperature_of_the_settings_is_that_of_the_draws_gradient():
     images = few_digits(20).splits["train"].images
     noise = gate.noise(jax.random.key(1), jnp.arange(20), 5)

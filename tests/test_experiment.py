@@ -683,6 +683,7 @@ def there(folder):
     }
 
 
+@pytest.mark.wide
 def test_what_experts_see_and_get_wrong_is_pictured_of_a_net_and_side_by_side(tmp_path, monkeypatch):
     """Check 12 of the specification where no other test draws, of a network that is not trained; `wide`: of a sweep."""
     folder = experiment_of(tmp_path, [0.1, 0.2])

@@ -80,9 +80,8 @@ SMALL = {"batch_size": 200, "spice__train_sub_batch_size": 40, "spice__num_repea
 @pytest.mark.parametrize(
     ("scale", "least", "seed"),
     [
-        (1.0, 0.98, 1),
         (0.5, 0.93, 1),
-        *(pytest.param(*case, marks=pytest.mark.wide) for case in ((1.0, 0.98, 2), (0.5, 0.93, 2))),
+        *(pytest.param(*case, marks=pytest.mark.wide) for case in ((1.0, 0.98, 1), (1.0, 0.98, 2), (0.5, 0.93, 2))),
     ],
 )
 def test_s5_the_selected_head_finds_the_classes(tmp_path, scale, least, seed):
@@ -678,15 +677,15 @@ def test_stages_run_one_after_the_other_and_others_go_on_elsewhere_from_their_fi
     }  # fmt: skip
     command = "--config=configs/spice.py:smoke", *(f"--config.{name}={value}" for name, value in small.items())
     one, two = tmp_path / "one", tmp_path / "two"
-    assert run(*command, "--config.stages=moco,embed,self", f"--workdir={one}") == 0
-    assert run(*command, "--config.stages=reliable,semi", f"--config.init_from={one}", f"--workdir={two}") == 0
+    assert run(*command, "--config.stages=moco,self", f"--workdir={one}") == 0
+    assert run(*command, "--config.stages=reliable", f"--config.init_from={one}", f"--workdir={two}") == 0
     first, then = (json.loads((workdir / "results.json").read_text()) for workdir in (one, two))
-    assert {"embed/train/acc", "train/acc", "train/oracle_acc"} <= first.keys() and "moco/train/acc" not in first
-    assert first["train/acc"] == then["reliable/train/acc"] and {"train/acc", "reliable/labelled"} <= then.keys()
+    assert {"train/acc", "train/oracle_acc"} <= first.keys() and "moco/train/acc" not in first
+    assert first["train/acc"] == then["train/acc"]
 
     def newest(workdir, stage):
         return np.load(max((workdir / "assignments" / stage).iterdir()))["cluster"]
 
     reliable_ones = newest(two, "reliable")
-    assert 0 < (reliable_ones >= 0).sum() == then["reliable/labelled"] < 200
+    assert 0 < (reliable_ones >= 0).sum() == then["labelled"] < 200
     np.testing.assert_array_equal(reliable_ones[reliable_ones >= 0], newest(one, "self")[reliable_ones >= 0])
