@@ -91,6 +91,7 @@ def sampled(split: Split, count: int = 32) -> NDArray[np.int64]:
     return np.linspace(0, split.size - 1, min(count, split.size)).astype(np.int64)
 
 
+@functools.lru_cache(maxsize=16)
 def sketch(split: Split) -> NDArray[np.float64]:
     """Means of the quarters of each of the `sampled` images or vectors, [n, 4].
 

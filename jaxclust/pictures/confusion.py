@@ -48,7 +48,10 @@ def read(net: Net) -> Draw:
 def draw(net: Net, folder: Path) -> Gallery:
     """p-, n- and all-epoch<e>.png, and the counts as CSV files; by default of the last epoch."""
     both = groups.judged(net.config)
-    matrices = lambda _, scores: [matrix(experiment.labelled(scores), of) for of in both]  # noqa: E731
+
+    def matrices(_: int, scores: Scores) -> list[Matrix]:
+        return [matrix(experiment.labelled(scores), of) for of in both]
+
     found, skipped = experiment.of_epochs(net, matrices, last=True)
     images = []
     for epoch, (p, n) in found.items():
