@@ -19,6 +19,7 @@ from jaxclust.heartbeats import Place
 from jaxclust.jobs.options import Options
 
 ON_SEVERAL_HOSTS = ("train", "evaluate")
+WRONG_TYPE = (flags.Error, TypeError, ValueError, SyntaxError)  # what ml_collections raises of a value
 
 
 class Command(NamedTuple):
@@ -232,23 +233,34 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         names = [known for known, _ in config_lib.flatten(config)]
         if name not in names:
             raise config_lib.unknown(name, names)
-        config = _set(config, name, text)
-    return config
+    try:
+        return _set(config, overrides)  # all at once: every reading takes as long
+    except WRONG_TYPE:
+        raise _at_fault(config, overrides) from None
 
 
-def _set(config: ConfigDict, name: str, override: str) -> ConfigDict:
-    before, sys.argv = sys.argv, [sys.argv[0], override]  # ml_collections reads overrides from there
+def _set(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides]  # ml_collections reads overrides from there
     try:
         values = flags.FlagValues()
         config_flags.DEFINE_config_dict("config", config, flag_values=values)
         values(sys.argv)
-    except (flags.Error, TypeError, ValueError, SyntaxError):
-        field = config_lib.field_of(name)
-        assert field is not None
-        raise config_lib.wrong_type(name, override.partition("=")[2], field) from None
     finally:
         sys.argv = before
     return values.config
+
+
+def _at_fault(config: ConfigDict, overrides: list[str]) -> ConfigError:
+    """The error for the first override whose value is of the wrong type."""
+    for text in overrides:
+        try:
+            _set(config, [text])
+        except WRONG_TYPE:
+            name = _name_of(text)
+            field = config_lib.field_of(name)
+            assert field is not None
+            return config_lib.wrong_type(name, text.partition("=")[2], field)
+    raise AssertionError(f"no override of {overrides} is wrong by itself")
 
 
 if __name__ == "__main__":

@@ -387,6 +387,15 @@ def test_the_default_workdir_names_config_variant_and_source(flag, source, name)
     assert main.default_name(flag, config) == name
 
 
+def test_overrides_are_read_at_once_and_only_a_wrong_one_is_looked_for():
+    """A reading takes as long however many there are, and it comes before everything else."""
+    arguments = ["jaxclust", "--config=configs/deepcluster.py", *(f"--config.cluster.k={k}" for k in range(3, 9))]
+    with mock.patch.object(main, "_set", wraps=main._set) as readings:
+        assert main.parse(arguments).config.cluster.k == 8 and readings.call_count == 1
+        with pytest.raises(ConfigError, match="^config.seed='x' must be of type int"):
+            main.parse([*arguments, "--config.seed=x", "--config.rounds=2"])
+
+
 def test_overrides_may_be_written_with_a_space(tmp_path):
     arguments = ["--config", "configs/deepcluster.py", "--config.rounds", "7", "--config.data.mean=(0.1,)"]
     command = main.parse(["jaxclust", *arguments])
